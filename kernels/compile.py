@@ -1,0 +1,61 @@
+"""Compiler options and the disk cache, decided here for every kernel.
+
+Strict IEEE arithmetic: no ``fastmath`` (it deletes NaN checks) and no reassociation (bits would
+depend on the compiler). ``error_model="numpy"`` removes the branch on division by zero, and
+``nogil`` lets a thread pool run kernels side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.extending import register_jitable
+
+try:
+    from numba.cuda.extending import register_jitable as _register_cuda
+except ImportError:  # numba-cuda is an extra
+    _register_cuda = None
+
+_log = logging.getLogger(__name__)
+
+
+def _digest_of_sources() -> str:
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+_SOURCES = _digest_of_sources()
+
+
+def body(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a plain function callable from compiled code; it stays a plain Python function."""
+    register_jitable(function)
+    if _register_cuda is not None:
+        _register_cuda(function)
+    return function
+
+
+def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile for the CPU with the options of the house, cached on the content of all of ``kernels/``.
+
+    Numba's own cache looks at the entry's file only and would return stale answers when a callee
+    in another file changes; the digest of all sources is put into its stamp.
+    """
+    options = {"error_model": "numpy", "nogil": True} | options
+
+    def wrap(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(**options)(function)
+        try:
+            dispatcher.enable_caching()
+            file = dispatcher._cache._cache_file
+            file._source_stamp = (*file._source_stamp, _SOURCES)
+        except RuntimeError:  # no writable place
+            _log.info("no writable cache folder: %s is compiled in every process", function.__name__)
+        return dispatcher
+
+    return wrap

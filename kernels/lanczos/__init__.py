@@ -1,0 +1,1 @@
+"""Batched Lanczos for the largest eigenvalue of symmetric operators."""

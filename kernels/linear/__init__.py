@@ -1,0 +1,1 @@
+"""The two-layer linear network on its compressed state."""
