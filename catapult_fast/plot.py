@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,30 +17,34 @@ import numpy as np
 import numpy.typing as npt
 
 from catapult_fast.errors import ConfigError, StorageError
+from catapult_fast.kernels.outcome import CONVERGED
+from catapult_fast.phases import PHASE_MEANINGS
 from catapult_fast.validate import choice, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PHASES", "PHASE_COLORS", "curvature", "phase_map", "plot", "save", "trajectories"]
+__all__ = ["KINDS", "PHASES", "PHASE_COLORS", "curvature", "phase_map", "plot", "save", "trajectories"]
 
 Array = npt.NDArray[Any]
 
-PHASES = ("undecided", "lazy", "catapult", "divergent", "marginal")
+KINDS = ("phase", "trajectories", "curvature")
+"""Kinds of pictures."""
+
+PHASES = tuple(PHASE_MEANINGS.values())
 """Names of the phases, in the order of their codes."""
 
 PHASE_COLORS = {
-    "lazy": "#56B4E9",
-    "catapult": "#E69F00",
+    "lazy": "#88CCEE",
+    "catapult": "#D98C00",
     "marginal": "#AA4499",
     "divergent": "#333333",
-    "undecided": "#DDDDDD",
+    "undecided": "#E8E8E8",
 }
 """Apart from each other under every common kind of colour blindness and in grey; order of the legend."""
 
 MAX_TICKS = 16
-CONVERGED = 2
 KAPPA = r"$\kappa = \eta\,\lambda_0$"
 _RATES = {
     "kappa": rf"learning rate {KAPPA} (dimensionless",
@@ -80,7 +85,8 @@ def plot(results: Any, kind: str = "phase", ax: Any = None, **options: Any) -> A
     ConfigError
         If the kind is unknown, matplotlib is missing, or the results lack what the picture shows.
     """
-    return _drawer(kind)(results, ax, **options)
+    draw = {"phase": phase_map, "trajectories": trajectories, "curvature": curvature}
+    return draw[choice("kind", kind, KINDS)](results, ax, **options)
 
 
 def save(results: Any, path: str | Path, kind: str = "phase", **options: Any) -> Path:
@@ -145,7 +151,7 @@ def phase_map(results: Any, ax: Axes | None = None) -> Axes:
         x: the rate as given in the sweep; y: width.
     """
     strips, names, title = _bands(results)
-    rates, order = np.unique(_rates(results), return_index=True)
+    rates, order = np.unique(results.rates, return_index=True)
     edges = _edges(rates)
     axes = _one_axes(ax, (7.2, float(np.clip(1.8 + 0.5 * len(strips), 3.0, 9.0))))
     for place, band in enumerate(strips):
@@ -262,15 +268,6 @@ def _target(path: str | Path) -> Path:
     return target
 
 
-def _drawer(kind: str) -> Callable[..., Axes]:
-    table: dict[str, Callable[..., Axes]] = {
-        "phase": phase_map,
-        "trajectories": trajectories,
-        "curvature": curvature,
-    }
-    return table[choice("kind", kind, table)]
-
-
 # --- what is in the results -------------------------------------------------------------------
 
 
@@ -281,13 +278,13 @@ def _recorded(results: Any, name: str, kind: str, hint: str = "record.ntk = True
     return np.asarray(values)
 
 
-def _rates(results: Any) -> Array:
-    return np.asarray(getattr(results.sweep, results.axis), dtype=np.float64)
+def _loss_name(results: Any) -> str:
+    # From the text, not from ``results.sweep``: that loads the data, which may be gone by now.
+    return str(tomllib.loads(results.attrs["sweep_toml"])["sweep"].get("loss", "mse"))
 
 
 def _loss_text(results: Any) -> str:
-    key = (results.sweep.loss, results.sweep.loss_normalization)
-    return _LOSSES.get(key, f"{key[0]}, per {key[1]}")
+    return _LOSSES[_loss_name(results), results.attrs["loss_normalization"]]
 
 
 def _phase_is(results: Any, name: str) -> Array:
@@ -357,7 +354,7 @@ def _position(results: Any, name: str, value: int | None) -> int:
 
 def _spread(results: Any, loss: Array, count: int) -> Array:
     """Positions of at most ``count`` different rates, spread over the sorted grid, of members that ran."""
-    _, first = np.unique(_rates(results), return_index=True)
+    _, first = np.unique(results.rates, return_index=True)
     first = first[np.isfinite(loss[first, 0])]
     if first.size == 0:
         raise ConfigError("kind = 'trajectories' has nothing to draw: no member of this start has run")
@@ -432,7 +429,7 @@ def _rate_per_kappa(results: Any) -> Array:
     """What kappa = 1 is on the rate axis, as (band, seed): all rates of a start share its curvature."""
     kappa = _by_band(results, np.nan_to_num(results.kappa, nan=0.0, posinf=0.0))
     top = kappa.max(axis=-1)
-    rate = np.take(_rates(results), kappa.argmax(axis=-1))
+    rate = np.take(results.rates, kappa.argmax(axis=-1))
     return np.asarray(np.divide(rate, top, out=np.full_like(top, np.nan), where=top > 0))
 
 
@@ -517,14 +514,14 @@ def _curvature_guides(axes: Axes, results: Any) -> None:
     axes.axhline(2.0, color="black", linewidth=1.0, linestyle="--", label=r"edge: $\eta\,\lambda = 2$")
     # Many points, because straight lines are curves on a log axis.
     kept, near = np.linspace(0.0, 2.0, 401), np.linspace(2.0, 2.5, 26)
-    axes.plot(kept, kept, color="black", linewidth=0.8, label=r"unchanged: $\kappa$")
+    axes.plot(kept, kept, color="black", linewidth=1.0, linestyle=(0, (1, 3)), label=r"unchanged: $\kappa$")
     axes.plot(near, 4.0 - near, color="black", linewidth=1.2, linestyle="-.", label=r"mirror law: $4 - \kappa$")
 
 
 def _kappa_axis(axes: Axes, results: Any) -> None:
     """Prepare an axis of kappa: label, scale and limits of the grid, lines at 2 and 4."""
     finite = results.kappa[np.isfinite(results.kappa)]
-    if finite.size and _is_geometric(np.unique(_rates(results))):
+    if finite.size and _is_geometric(np.unique(results.rates)):
         axes.set_xscale("log")
         axes.set_xlim(finite.min(), finite.max())
     elif finite.size and finite.max() > 0:
@@ -584,7 +581,7 @@ def _scaled_curvature(results: Any, start: tuple[int, ...], chosen: Array) -> Ar
 def _loss_axis(axes: Axes, results: Any, start: tuple[int, ...], chosen: Array) -> None:
     """Log axis that leaves out the runaway of divergent members and the rounding floor of converged ones."""
     axes.set_yscale("log")
-    unit = {"mse": "units of $y^2$"}.get(results.sweep.loss, "nats")
+    unit = {"mse": "units of $y^2$", "cross_entropy": "nats"}[_loss_name(results)]
     axes.set_ylabel(f"loss $L$ ({unit})\n{_loss_text(results)}")
     shown = np.asarray(results.loss)[start][chosen][_alive(results, start, chosen)]
     shown = shown[np.isfinite(shown) & (shown > 0)]

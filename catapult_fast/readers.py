@@ -131,7 +131,7 @@ def read_idx(file: Path, ndim: int) -> NDArray[np.uint8]:
                 raise DataError(f"{file} declares the shape {shape}, more than a file of its size can hold: truncated?")
             body = stream.read(count + 1)
         if len(body) != count:
-            held = f"only {len(body)}" if len(body) < count else "more"
+            held = f"only {len(body)}: truncated" if len(body) < count else "more"
             raise DataError(f"{file} declares the shape {shape}, {count} bytes, but holds {held}")
         return np.frombuffer(body, np.uint8).reshape(shape)
 
@@ -195,13 +195,11 @@ def read_cifar10(folder: Path, split: Split) -> Labelled:
 
 def _cifar_batch(file: Path) -> NDArray[np.uint8]:
     record = 1 + _CIFAR_PIXELS
+    size = file.stat().st_size
+    if size == 0 or size % record:
+        raise DataError(f"{file} has {size} bytes, not a positive multiple of the {record} of a record: truncated?")
     with _reading(file):
-        body = np.fromfile(file, np.uint8)
-    if body.size == 0 or body.size % record:
-        raise DataError(
-            f"{file} has {body.size} bytes, not a positive multiple of the {record} of a record: truncated?"
-        )
-    records = body.reshape(-1, record)
+        records = np.fromfile(file, np.uint8).reshape(-1, record)
     if records[:, 0].max() > 9:
         bad = int(np.argmax(records[:, 0] > 9))
         raise DataError(f"{file} has the label {records[bad, 0]} in record {bad}, but labels are 0 to 9")

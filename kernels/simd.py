@@ -168,7 +168,7 @@ def _spell(operation, intrinsics):
     """Give a Python operator its meaning on vectors and masks."""
     on_vectors, on_masks = intrinsics
 
-    @overload(operation, inline="always")
+    @overload(operation)
     def implement(a, b):
         scalar = types.Number | types.Boolean
         if on_masks is not None and isinstance(a, Mask) and isinstance(b, Mask):
@@ -206,7 +206,7 @@ def _negate(typingctx, a):
     return a(a), codegen
 
 
-@overload(operator.neg, inline="always")
+@overload(operator.neg)
 def _neg(a):
     return (lambda a: _negate(a)) if isinstance(a, Vector) else None
 
@@ -219,7 +219,7 @@ def _flip(typingctx, a):
     return mask8(a), codegen
 
 
-@overload(operator.invert, inline="always")
+@overload(operator.invert)
 def _invert(a):
     return (lambda a: _flip(a)) if isinstance(a, Mask) else None
 

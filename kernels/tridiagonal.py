@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from catapult_fast.kernels.compile import jit
+from catapult_fast.kernels.compile import inner
 from catapult_fast.kernels.simd import any_lane, fill, load, magnitude, select, sqrt, store
 
 _EPS = np.finfo(np.float64).eps
 _MAX_ITERATIONS = 40
 
 
-@jit()
+@inner
 def bordered_bound(top, beta, alpha):
     """Upper bound of the top eigenvalue after bordering a matrix whose top is known."""
     half = 0.5 * (top - alpha)
     return 0.5 * (top + alpha) + sqrt(half * half + beta * beta)
 
 
-@jit()
+@inner
 def _laguerre_step(alpha, beta, size, x, pivots):
     """Distance from ``x``, above the spectrum, to the next iterate; leaves the pivots at ``x``."""
     floor = magnitude(x) * 1e-18 + 1e-300
@@ -51,7 +51,7 @@ def _laguerre_step(alpha, beta, size, x, pivots):
     return select(total > 0.0, step, 0.0)  # rounding has put x below the root: stay
 
 
-@jit()
+@inner
 def largest(alpha, beta, size, above, pivots):
     """Return the largest eigenvalue of each leading ``size`` x ``size`` block.
 
@@ -72,7 +72,7 @@ def largest(alpha, beta, size, above, pivots):
     return x
 
 
-@jit()
+@inner
 def _twist(alpha, beta, size, x, pivots, backward):
     """Fill the pivots from the other end; return per lane where the two meet best.
 
@@ -95,7 +95,7 @@ def _twist(alpha, beta, size, x, pivots, backward):
     return place
 
 
-@jit()
+@inner
 def eigenvector(alpha, beta, size, x, pivots, backward, weights):
     """Fill ``weights`` (m, 8) with the unit eigenvector at ``x``, whose pivots are given."""
     place = _twist(alpha, beta, size, x, pivots, backward)
@@ -118,7 +118,7 @@ def eigenvector(alpha, beta, size, x, pivots, backward, weights):
         store(weights, i, load(weights, i) * scale)
 
 
-@jit()
+@inner
 def squared_residual(alpha, beta, size, x, weights):
     """``|T s - x s|^2`` of the unit vector s, formed from its entries: what the pivots promise is checked."""
     total = fill(x, 0.0)

@@ -11,9 +11,7 @@ from catapult_fast.kernels.lanczos import on_cpu as lanczos
 
 @jit()
 def solve(matrix, diagonal, mu, fresh, active, tolerance, work, value, residual, vector):
-    lanczos.top_of_gram(
-        matrix, diagonal, simd.load(mu, 0), fresh, active, tolerance, work, value, residual, vector
-    )
+    lanczos.top_of_gram(matrix, diagonal, simd.load(mu, 0), fresh, active, tolerance, work, value, residual, vector)
 
 
 def top(matrices, diagonal=None, mu=None, tolerance=1e-10, vector=None, active=None):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from catapult_fast.kernels import simd
-from catapult_fast.kernels.compile import jit
+from catapult_fast.kernels.compile import inner
 from catapult_fast.kernels.simd import any_lane, fill, fma, load, magnitude, select, sqrt, store, widen
 from catapult_fast.kernels.tridiagonal import bordered_bound, eigenvector, largest, squared_residual
 
@@ -50,7 +50,7 @@ def start_vector(r: int) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-@jit()
+@inner
 def gram_product(matrix, diagonal, mu, basis, at, product):
     """``product = M^T (M x) + mu s x`` with x vector ``at`` of the basis; rows come in fours."""
     rows, r = matrix.shape[0], matrix.shape[1]
@@ -73,7 +73,7 @@ def gram_product(matrix, diagonal, mu, basis, at, product):
             store(product, j, fma(widen(load(matrix, row + 3 * r + j)), h3, y))
 
 
-@jit()
+@inner
 def _dot(basis, at, product, r):
     total = fill(load(product, 0), 0.0)
     for j in range(r):
@@ -81,13 +81,13 @@ def _dot(basis, at, product, r):
     return total
 
 
-@jit()
+@inner
 def _subtract(basis, at, coefficient, product, r):
     for j in range(r):
         store(product, j, fma(-coefficient, load(basis, at * r + j), load(product, j)))
 
 
-@jit()
+@inner
 def _orthogonalize(basis, size, product, r):
     """One classical sweep against the basis, four vectors at a time."""
     i = 0
@@ -111,7 +111,7 @@ def _orthogonalize(basis, size, product, r):
         i += 1
 
 
-@jit()
+@inner
 def _normalize_start(vector, fresh, share, work, r):
     """Unit first basis vector from the last eigenvector and the fixed one; zero in idle lanes."""
     basis, running = work.basis, load(work.running, 0) > 0.0
@@ -131,7 +131,7 @@ def _normalize_start(vector, fresh, share, work, r):
         store(basis, j, select(running, load(basis, j) * scale, 0.0))
 
 
-@jit()
+@inner
 def _ritz_vector(work, lanes, vector, r):
     """Replace the vector by basis times weights in the lanes of this cycle."""
     for j in range(r):
@@ -141,7 +141,7 @@ def _ritz_vector(work, lanes, vector, r):
         store(vector, j, select(lanes, x, load(vector, j)))
 
 
-@jit()
+@inner
 def _keep(work, size, lanes, top, error, value, residual):
     """Store the Ritz pair in the lanes that stop now; weights behind ``size`` are zero."""
     store(value, 0, select(lanes, top, load(value, 0)))
@@ -151,7 +151,7 @@ def _keep(work, size, lanes, top, error, value, residual):
         store(work.weights, i, select(lanes, new, load(work.weights, i)))
 
 
-@jit()
+@inner
 def _expand(matrix, diagonal, mu, work, k):
     """One Lanczos step; returns the new diagonal and off-diagonal entry of T."""
     r = matrix.shape[1]
@@ -168,7 +168,7 @@ def _expand(matrix, diagonal, mu, work, k):
     return alpha, beta
 
 
-@jit()
+@inner
 def _cycle(matrix, diagonal, mu, tolerance, work, value, residual):
     """One Lanczos run; lanes that meet the tolerance leave ``work.running``."""
     r, m = matrix.shape[1], work.alpha.shape[0]
@@ -198,7 +198,7 @@ def _cycle(matrix, diagonal, mu, tolerance, work, value, residual):
     _keep(work, m, live, top, error, value, residual)
 
 
-@jit()
+@inner
 def top_of_gram(matrix, diagonal, mu, fresh, active, tolerance, work, value, residual, vector):
     """Largest eigenvalue of ``M^T M + mu diag(s)`` in the active lanes.
 

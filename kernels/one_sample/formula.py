@@ -6,7 +6,7 @@ every width (derived; arXiv 2003.02218, section 2, gives it as a map of (f, lam)
 difference of the other two up to a constant; carrying it apart keeps the digits that the
 difference loses at large width.
 
-Float constants are made by ``type(x)(1)``: a literal would turn float32 code into float64.
+Float constants are arguments or made by ``type(x)(1)``: a literal would turn float32 code into float64.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ def start(f0, lam0, y, eta, n_eff):
 
 
 @body
-def step(w, plus, minus):
-    """State after one update of plain gradient descent."""
-    one = type(w)(1)
+def step(w, plus, minus, one):
+    """State after one update of plain gradient descent; ``one`` is 1 in the type of the state.
+
+    The operations are those of arrays and vector types as well.
+    """
     total = plus + minus
     down, up = one - w, one + w
     return w * ((one - (total + total)) + w * (plus - minus)), down * down * plus, up * up * minus

@@ -1,0 +1,112 @@
+"""The variables of a results file: axes, precision, meaning. The same table serves memory and disk."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from catapult_fast.kernels.outcome import STATUS_MEANINGS
+from catapult_fast.phases import PHASE_MEANINGS
+from catapult_fast.sweep import Sweep
+
+__all__ = ["SCHEMA_NAME", "SCHEMA_VERSION", "Variable", "coordinates", "member_variables", "variables"]
+
+SCHEMA_NAME = "catapult_fast.sweep"
+SCHEMA_VERSION = "1.0"
+
+
+class Variable(NamedTuple):
+    """One array of the results."""
+
+    name: str
+    kind: str  # "start" (S), "member" (D), "trajectory" (D + step)
+    dtype: np.dtype[Any]
+    long_name: str
+    units: str = "1"
+    codes: dict[int, str] | None = None
+
+    def dims(self, sweep: Sweep) -> tuple[str, ...]:
+        """Names of the axes."""
+        if self.kind == "start":
+            return sweep.dims[:-1]
+        return (*sweep.dims, "step") if self.kind == "trajectory" else sweep.dims
+
+    @property
+    def missing(self) -> Any:
+        """Value of an entry that was never computed."""
+        if self.dtype.kind == "f":
+            return np.nan
+        return -1 if self.name in ("n_steps", "max_loss_step") else 0
+
+
+_F8, _I8, _CODE = np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.int8)
+
+_TRAJECTORIES = {
+    "loss": "training loss",
+    "ntk_lambda_max": "largest eigenvalue of the tangent kernel",
+    "ntk_residual": "residual of the tangent kernel's largest eigenvalue",
+    "test_loss": "test loss",
+    "accuracy": "share of training samples classified right",
+    "test_accuracy": "share of test samples classified right",
+    "weight_norm": "squared norm of all weights",
+}
+
+
+def recorded(sweep: Sweep) -> tuple[str, ...]:
+    """Names of what is observed along training."""
+    record = sweep.record
+    names = ["loss"]
+    names += ["ntk_lambda_max", "ntk_residual"] * record.ntk
+    names += ["test_loss"] * record.test
+    return (*names, *(name for name in _TRAJECTORIES if name in record.also))
+
+
+def variables(sweep: Sweep) -> tuple[Variable, ...]:
+    """Every variable of a sweep's results but the coordinates."""
+    names = recorded(sweep)
+    table = []
+    if sweep.record.every:
+        dtype = np.dtype(sweep.dtype)
+        table += [Variable(name, "trajectory", dtype, _TRAJECTORIES[name]) for name in names]
+    if sweep.axis != "eta":
+        table.append(Variable("eta", "member", _F8, "learning rate before the schedule"))
+    table.append(Variable("initial_loss", "start", _F8, "training loss at step 0"))
+    table.append(Variable("initial_ntk_lambda_max", "start", _F8, "largest eigenvalue of the tangent kernel at step 0"))
+    table.append(Variable("initial_sharpness", "start", _F8, "largest eigenvalue of the loss Hessian at step 0"))
+    table.append(Variable("final_loss", "member", _F8, "last finite training loss"))
+    if sweep.record.ntk:
+        table.append(Variable("final_ntk_lambda_max", "member", _F8, "last finite " + _TRAJECTORIES["ntk_lambda_max"]))
+    if sweep.record.test:
+        table.append(Variable("final_test_loss", "member", _F8, "last finite test loss"))
+    return (
+        *table,
+        Variable("max_loss", "member", _F8, "largest training loss over every step"),
+        Variable("max_loss_step", "member", _I8, "first step of the largest training loss"),
+        Variable("late_max_loss", "member", _F8, "largest training loss over the last tenth of the steps"),
+        Variable("n_steps", "member", _I8, "updates applied"),
+        Variable("status", "member", _CODE, "how the member ended", "1", STATUS_MEANINGS),
+        Variable("phase", "member", _CODE, "phase of training, read off the loss", "1", PHASE_MEANINGS),
+    )
+
+
+def member_variables(sweep: Sweep) -> tuple[Variable, ...]:
+    """The variables as a shard holds them: start variables repeated for each member."""
+    return tuple(v._replace(kind="member") if v.kind == "start" else v for v in variables(sweep))
+
+
+_COORDINATES = {
+    "width": "number of hidden units",
+    "seed": "seed of the start; -1 for given weights",
+    "step": "updates applied",
+    "eta": "learning rate before the schedule",
+    "kappa": "learning rate in units of 1/ntk_0",
+}
+
+
+def coordinates(sweep: Sweep) -> dict[str, tuple[np.ndarray[Any, Any], str]]:
+    """Coordinate values and long names by axis."""
+    values: dict[str, np.ndarray[Any, Any]] = {"width": sweep.width, "seed": sweep.seeds, sweep.axis: sweep.rates}
+    if sweep.record.every:
+        values["step"] = sweep.record_steps
+    return {name: (array, _COORDINATES[name]) for name, array in values.items()}

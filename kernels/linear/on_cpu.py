@@ -1,0 +1,76 @@
+"""The step window of the two-layer linear network on a CPU: tile by tile, so that a tile stays in cache."""
+
+from __future__ import annotations
+
+from catapult_fast.kernels.compile import inner, jit
+from catapult_fast.kernels.linear.judge_on_cpu import judge
+from catapult_fast.kernels.linear.loss_on_cpu import batch_gradient
+from catapult_fast.kernels.linear.update_on_cpu import descend, roll
+from catapult_fast.kernels.simd import any_lane, load, select, store
+
+
+@inner
+def _shrink_outside(state, tile, eta, momentum, decay):
+    """Weights outside the span of the data feel weight decay only: one factor for all of them."""
+    velocity = momentum * load(state.shrink_velocity, tile) - eta * decay * load(state.shrink, tile)
+    store(state.shrink_velocity, tile, velocity)
+    store(state.shrink, tile, load(state.shrink, tile) + velocity)
+
+
+@inner
+def _update(problem, state, tile, rho, multiplier, scratch):
+    running = load(state.running, tile) > 0.0
+    eta = select(running, load(state.eta, tile) * multiplier, 0.0)
+    momentum = select(running, problem.momentum, eta * 0.0)
+    if problem.weight_decay > 0.0:
+        _shrink_outside(state, tile, eta, momentum, problem.weight_decay)
+    norm, root_n = load(state.norm_u, tile), load(state.root_n, tile)
+    if problem.momentum > 0.0:
+        norm = roll(
+            state.v[tile], state.u[tile], state.velocity_v[tile], state.velocity_u[tile], state.fitted[tile],
+            rho, problem, eta, momentum, root_n, scratch,
+        )  # fmt: skip
+    else:
+        norm = descend(
+            state.v[tile], state.u[tile], state.fitted[tile],
+            rho, problem.spectrum, eta, problem.weight_decay, root_n, norm, scratch,
+        )  # fmt: skip
+    store(state.norm_u, tile, norm)
+
+
+@jit()
+def begin(problem, state, scratch):
+    """Judge the starts (step 0)."""
+    for tile in range(state.v.shape[0]):
+        if any_lane(load(state.running, tile) > 0.0):
+            judge(problem, state, tile, 0, scratch)
+
+
+@jit()
+def advance(problem, state, t0, t1, schedule, batches, order_of_tile, scratch):
+    """Apply the updates t0 .. t1 - 1 to every tile that has a running member.
+
+    Parameters
+    ----------
+    problem : Problem
+    state : State
+        Changed in place; a member that ends keeps the state of its last step.
+    t0, t1 : int
+    schedule : (steps,)
+        Multipliers of eta.
+    batches : (orders, steps, b) int64
+        Sample indices; no orders means full batch.
+    order_of_tile : (tiles,) int64
+    scratch : Scratch
+    """
+    for tile in range(state.v.shape[0]):
+        for t in range(t0, t1):
+            if not any_lane(load(state.running, tile) > 0.0):
+                break
+            rho = state.moment[tile]
+            if batches.shape[0] > 0:
+                batch = batches[order_of_tile[tile], t]
+                batch_gradient(problem, state.fitted[tile], batch, scratch.gradient, scratch)
+                rho = scratch.gradient
+            _update(problem, state, tile, rho, schedule[t], scratch)
+            judge(problem, state, tile, t + 1, scratch)

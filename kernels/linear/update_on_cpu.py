@@ -1,0 +1,187 @@
+"""One update of a tile: rows in fours, product and update fused, sums over rows in growing order."""
+
+from __future__ import annotations
+
+from catapult_fast.kernels.compile import inner
+from catapult_fast.kernels.linear.formula import fitted_after, keep, norm_after, step_length
+from catapult_fast.kernels.simd import fill, fma, like, load, store, widen
+
+
+@inner
+def _prepare(rho, spectrum, scratch):
+    """pull = rho * s; growth and gram to zero."""
+    k, r = rho.shape[0], rho.shape[1]
+    for c in range(k):
+        for j in range(r):
+            p = load(rho, c * r + j)
+            store(scratch.pull, c * r + j, p * spectrum[j])
+            store(scratch.growth, c * r + j, fill(p, 0.0))
+        for e in range(k):
+            store(scratch.gram, c * k + e, fill(load(scratch.gram, 0), 0.0))
+
+
+@inner
+def _gram_of_rows(v, row, k, gram):
+    """Add four rows to V^T V, in float64."""
+    for c in range(k):
+        for e in range(c + 1):
+            total = load(gram, c * k + e)
+            for i in range(row, row + 4):
+                total = fma(widen(load(v, i * k + c)), widen(load(v, i * k + e)), total)
+            store(gram, c * k + e, total)
+            store(gram, e * k + c, total)
+
+
+@inner
+def _dots(u, row, rho, c, moves):
+    """Four rows of u times row c of rho."""
+    r = rho.shape[1]
+    b = row * r
+    h0 = h1 = h2 = h3 = fill(load(rho, 0), 0.0)
+    for j in range(r):
+        p = load(rho, c * r + j)
+        h0 = fma(load(u, b + j), p, h0)
+        h1 = fma(load(u, b + r + j), p, h1)
+        h2 = fma(load(u, b + 2 * r + j), p, h2)
+        h3 = fma(load(u, b + 3 * r + j), p, h3)
+    store(moves, 4 * c, h0)
+    store(moves, 4 * c + 1, h1)
+    store(moves, 4 * c + 2, h2)
+    store(moves, 4 * c + 3, h3)
+
+
+@inner
+def _move_four(u, row, a, kept, decays, scratch):
+    """u' = c u - (a v) pull for four rows, and growth += dv^T u'."""
+    k, r = scratch.pull.shape[0], scratch.pull.shape[1]
+    b = row * r
+    pull, growth, moves, scaled = scratch.pull, scratch.growth, scratch.moves, scratch.scaled
+    for c in range(k):
+        last = c == k - 1
+        s0, s1, s2, s3 = load(scaled, 4 * c), load(scaled, 4 * c + 1), load(scaled, 4 * c + 2), load(scaled, 4 * c + 3)
+        for j in range(r):
+            p = load(pull, c * r + j)
+            x0, x1 = load(u, b + j), load(u, b + r + j)
+            x2, x3 = load(u, b + 2 * r + j), load(u, b + 3 * r + j)
+            if decays and c == 0:
+                x0, x1, x2, x3 = kept * x0, kept * x1, kept * x2, kept * x3
+            x0, x1, x2, x3 = fma(-s0, p, x0), fma(-s1, p, x1), fma(-s2, p, x2), fma(-s3, p, x3)
+            store(u, b + j, x0)
+            store(u, b + r + j, x1)
+            store(u, b + 2 * r + j, x2)
+            store(u, b + 3 * r + j, x3)
+            if last and k == 1:
+                g = fma(load(moves, 0), x0, load(growth, j))
+                g = fma(load(moves, 1), x1, g)
+                g = fma(load(moves, 2), x2, g)
+                store(growth, j, fma(load(moves, 3), x3, g))
+    if k > 1:
+        for c in range(k):
+            m0, m1, m2, m3 = load(moves, 4 * c), load(moves, 4 * c + 1), load(moves, 4 * c + 2), load(moves, 4 * c + 3)
+            for j in range(r):
+                g = fma(m0, load(u, b + j), load(growth, c * r + j))
+                g = fma(m1, load(u, b + r + j), g)
+                g = fma(m2, load(u, b + 2 * r + j), g)
+                store(growth, c * r + j, fma(m3, load(u, b + 3 * r + j), g))
+
+
+@inner
+def _norm_terms(rho, fitted, spectrum, gram):
+    """<rho, F> and <V^T V, rho s rho^T> in float64."""
+    k, r = rho.shape[0], rho.shape[1]
+    along = across = fill(load(gram, 0), 0.0)
+    for c in range(k):
+        for j in range(r):
+            along = fma(widen(load(rho, c * r + j)), widen(load(fitted, c * r + j)), along)
+        for e in range(k):
+            total = fill(along, 0.0)
+            for j in range(r):
+                total = fma(widen(load(rho, c * r + j)) * spectrum[j], widen(load(rho, e * r + j)), total)
+            across = fma(load(gram, c * k + e), total, across)
+    return along, across
+
+
+@inner
+def _refit(fitted, eta, kept, root_n, scratch):
+    """F' of every output."""
+    k, r = fitted.shape[0], fitted.shape[1]
+    for c in range(k):
+        for j in range(r):
+            drift = fill(eta, 0.0)
+            for e in range(k):
+                drift = fma(like(load(scratch.gram, c * k + e), eta), load(scratch.pull, e * r + j), drift)
+            new = fitted_after(
+                load(fitted, c * r + j), kept, root_n, load(scratch.growth, c * r + j), eta, drift
+            )  # fmt: skip
+            store(fitted, c * r + j, new)
+
+
+@inner
+def descend(v, u, fitted, rho, spectrum, eta, decay, root_n, norm, scratch):
+    """Gradient descent with weight decay on one tile.
+
+    ``eta``, ``root_n`` and ``norm`` are float64 vectors (eta 0 in idle lanes, which stay as they
+    are); returns ``|u/sigma|^2`` after the step.
+    """
+    k = rho.shape[0]
+    model = load(v, 0)
+    wide_kept = keep(eta, decay)
+    wide_a = step_length(eta, root_n)
+    a, kept = like(wide_a, model), like(wide_kept, model)
+    _prepare(rho, spectrum, scratch)
+    for row in range(0, v.shape[0], 4):
+        _gram_of_rows(v, row, k, scratch.gram)
+        for c in range(k):
+            _dots(u, row, rho, c, scratch.moves)
+            for i in range(4):
+                store(scratch.moves, 4 * c + i, -a * load(scratch.moves, 4 * c + i))
+                store(scratch.scaled, 4 * c + i, a * load(v, (row + i) * k + c))
+        _move_four(u, row, a, kept, decay != 0.0, scratch)
+        for c in range(k):
+            for i in range(4):
+                at = (row + i) * k + c
+                store(v, at, fma(kept, load(v, at), load(scratch.moves, 4 * c + i)))
+    along, across = _norm_terms(rho, fitted, spectrum, scratch.gram)
+    _refit(fitted, like(eta, model), kept, like(root_n, model), scratch)
+    return norm_after(norm, wide_kept, wide_a, along, across, root_n)
+
+
+@inner
+def roll(v, u, velocity_v, velocity_u, fitted, rho, problem, eta, momentum, root_n, scratch):
+    """Heavy ball with weight decay on one tile: ``P' = beta P - eta g``, ``Z' = Z + P'``.
+
+    F' = F + sqrt(n_eff) (P_v'^T u' + v^T P_u'). Returns ``|u'/sigma|^2``, formed directly.
+    """
+    k, r = rho.shape[0], rho.shape[1]
+    model = load(v, 0)
+    a, rate = like(step_length(eta, root_n), model), like(eta * problem.weight_decay, model)
+    beta, root = like(momentum, model), like(root_n, model)
+    norm = fill(eta, 0.0)
+    _prepare(rho, problem.spectrum, scratch)
+    for row in range(0, v.shape[0], 4):
+        for c in range(k):
+            _dots(u, row, rho, c, scratch.moves)
+        for i in range(4):
+            at = row + i
+            for c in range(k):
+                pv = beta * load(velocity_v, at * k + c) - a * load(scratch.moves, 4 * c + i)
+                pv = fma(-rate, load(v, at * k + c), pv)
+                store(velocity_v, at * k + c, pv)
+            for j in range(r):
+                x = load(u, at * r + j)
+                pu = beta * load(velocity_u, at * r + j) - rate * x
+                for c in range(k):
+                    pu = fma(-a * load(v, at * k + c), load(scratch.pull, c * r + j), pu)
+                x = x + pu
+                store(velocity_u, at * r + j, pu)
+                store(u, at * r + j, x)
+                wide = widen(x)
+                norm = fma(wide * problem.inverse[j], wide, norm)
+                for c in range(k):
+                    g = fma(load(velocity_v, at * k + c), x, load(scratch.growth, c * r + j))
+                    store(scratch.growth, c * r + j, fma(load(v, at * k + c), pu, g))
+            for c in range(k):
+                store(v, at * k + c, load(v, at * k + c) + load(velocity_v, at * k + c))
+    for i in range(k * r):
+        store(fitted, i, fma(root, load(scratch.growth, i), load(fitted, i)))
+    return norm
