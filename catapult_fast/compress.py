@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from catapult_fast.data import Dataset
 
-__all__ = ["Span", "TestSpan", "compress", "compress_test"]
+__all__ = ["Span", "HeldOut", "compress", "compress_test"]
 
 Array = NDArray[np.float64]
 
@@ -27,10 +27,8 @@ class Span(NamedTuple):
     offset: float  # |Y - Phi Phi^T Y|^2/(2m)
 
 
-class TestSpan(NamedTuple):
+class HeldOut(NamedTuple):
     """Test inputs split into the training span, over sigma, and an orthonormal rest."""
-
-    __test__ = False  # not a test class
 
     directions: Array  # (d, t) the rest
     features: Array  # (samples, r + t)
@@ -69,7 +67,7 @@ def compress(data: Dataset, loss_normalization: str = "sample") -> Span:
     )
 
 
-def compress_test(data: Dataset, span: Span, loss_normalization: str = "sample") -> TestSpan:
+def compress_test(data: Dataset, span: Span, loss_normalization: str = "sample") -> HeldOut:
     """Split the test inputs; directions outside the training span are kept apart, for they never train."""
     X, targets = data.X_test, data.test_targets
     assert targets is not None
@@ -81,7 +79,7 @@ def compress_test(data: Dataset, span: Span, loss_normalization: str = "sample")
     over = np.divide(1.0, span.sigma, out=np.zeros_like(span.sigma), where=span.sigma > 0)
     features = np.hstack([inside * over, X @ rest])
     phi, factor = np.linalg.qr(features / np.sqrt(norm))
-    return TestSpan(
+    return HeldOut(
         directions=np.ascontiguousarray(rest),
         features=np.ascontiguousarray(features),
         factor=np.ascontiguousarray(factor),

@@ -13,6 +13,7 @@ from types import ModuleType
 
 from catapult_fast.errors import BackendUnavailable
 from catapult_fast.sweep import Sweep
+from catapult_fast.training import GradientDescent
 from catapult_fast.validate import choice
 
 __all__ = ["BACKENDS", "select"]
@@ -37,7 +38,9 @@ def select(sweep: Sweep, backend: str = "auto") -> tuple[str, ModuleType]:
     kind = type(sweep.net).__name__
     if (kind, backend) not in _ENGINES:
         available = ", ".join(repr(b) for k, b in _ENGINES if k == kind)
-        raise BackendUnavailable(f'backend = "{backend}" has no engine for {kind} in this version; available: {available}')
+        raise BackendUnavailable(
+            f'backend = "{backend}" has no engine for {kind} in this version; available: {available}'
+        )
     if _is_one_sample(sweep):
         _log.info("one direction, one output, plain gradient descent: the one-sample map is used")
         return backend, importlib.import_module("catapult_fast.scalar")
@@ -49,8 +52,17 @@ def _is_one_sample(sweep: Sweep) -> bool:
     from catapult_fast.linear import span_of
 
     training = sweep.training
-    plain = (training.momentum, training.weight_decay, training.batch_size, training.schedule) == (0.0, 0.0, None, None)
+    plain = training == GradientDescent()
     beyond = sweep.record.test or sweep.record.also  # needs the weights themselves
     if not plain or beyond or sweep.loss != "mse" or sweep.data.k != 1:
         return False
     return len(span_of(sweep).sigma) == 1 and float(span_of(sweep).sigma[0]) > 0
+
+
+def availability() -> dict[str, str]:
+    """State of every back end in one sentence."""
+    return {
+        "cpu": "available (Numba)",
+        "cuda": "no engine in this version",
+        "cupy": "no engine in this version",
+    }

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from catapult_fast.compress import Span, TestSpan, compress, compress_test
+from catapult_fast.compress import Span, HeldOut, compress, compress_test
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.linear import observe_on_cpu, on_cpu
 from catapult_fast.kernels.linear.state import Problem, Scratch, State, allocate, rows_of, scratch
@@ -72,7 +73,7 @@ def span_of(sweep: Sweep) -> Span:
 
 
 @lru_cache(maxsize=4)
-def _test_span_of(sweep: Sweep) -> TestSpan | None:
+def _test_span_of(sweep: Sweep) -> HeldOut | None:
     wanted = sweep.record.test or "test_accuracy" in sweep.record.also
     return compress_test(sweep.data, span_of(sweep), sweep.loss_normalization) if wanted else None
 
@@ -113,7 +114,8 @@ def initial_of(sweep: Sweep, width: int, seed: int) -> Initial:
     rest = np.empty((sweep.data.d, 0)) if test is None else test.directions
     root_n = math.sqrt(float(width)) ** (1.0 - net.p)
     if sweep.weights is not None:
-        begin = compress_weights(*sweep.weights, span.sigma, span.directions, rest, root_n=root_n)
+        V, U = sweep.weights
+        begin = compress_weights(V, U, span.sigma, span.directions, rest, root_n=root_n)
     else:
         root = draw_root(seed, width, sweep.data.d, sweep.data.k)
         begin = compress_root(
@@ -150,7 +152,7 @@ def _lanes(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     lanes = np.empty(len(groups), np.int64)
     used = 0
     edges = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1, append=groups[-1] + 1))
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges.tolist()):
         lanes[low:high] = used + np.arange(high - low)
         used += -(-(high - low) // LANES) * LANES
     return lanes
@@ -201,7 +203,9 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
     return block
 
 
-def _fill(sweep: Sweep, state: State, rest: Array, first: Initial, tile: NDArray[np.intp], lane: NDArray[np.intp]) -> None:
+def _fill(
+    sweep: Sweep, state: State, rest: Array, first: Initial, tile: NDArray[np.intp], lane: NDArray[np.intp]
+) -> None:
     begin = first.start
     _place(state, begin, tile, lane)
     rest[tile, : len(begin.rest), :, lane] = begin.rest
@@ -270,7 +274,8 @@ def _present(block: LinearState, step: int | None) -> NDArray[np.bool_]:
     """Lanes that are at ``step``: still training, or ended there."""
     state = block.state
     ended = (state.status > 0) & (state.status != NO_RATE)
-    return (state.running > 0) | (ended & (state.n_steps >= (0 if step is None else step)))
+    present: NDArray[np.bool_] = (state.running > 0) | (ended & (state.n_steps >= (0 if step is None else step)))
+    return present
 
 
 def _of_members(block: LinearState, lanes: NDArray[Any], step: int | None) -> Array:
@@ -287,7 +292,9 @@ def _outcome(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
         "last_loss": state.last_loss[at],
         "max_loss": np.where(np.isinf(state.peak[at]) & (state.peak[at] < 0), np.nan, state.peak[at]),
         "max_loss_step": state.peak_step[at].astype(np.int64),
-        "late_max_loss": np.where(np.isinf(state.late_peak[at]) & (state.late_peak[at] < 0), np.nan, state.late_peak[at]),
+        "late_max_loss": np.where(
+            np.isinf(state.late_peak[at]) & (state.late_peak[at] < 0), np.nan, state.late_peak[at]
+        ),
     }
 
 
@@ -319,21 +326,21 @@ def _weight_norm(block: LinearState, step: int | None) -> dict[str, NDArray[Any]
     return {"weight_norm": _of_members(block, out, step)}
 
 
-def _test_data(block: LinearState) -> observe_on_cpu.TestData:
+def _test_data(block: LinearState) -> observe_on_cpu.HeldOutData:
     test = _test_span_of(block.sweep)
     assert test is not None
     labels = np.array(block.sweep.data.test_targets, order="C")
-    return observe_on_cpu.TestData(test.features, labels, test.factor, test.target, test.offset, block.rest)
+    return observe_on_cpu.HeldOutData(test.features, labels, test.factor, test.target, test.offset, block.rest)
 
 
-def _training_as_test(block: LinearState) -> observe_on_cpu.TestData:
+def _training_as_test(block: LinearState) -> observe_on_cpu.HeldOutData:
     k, r = block.sweep.data.k, len(block.problem.spectrum)
     none = simd.zeros((block.state.v.shape[0], block.state.v.shape[1], 0), np.float64)
     empty = np.empty((0, r)), np.empty((k, 0))
-    return observe_on_cpu.TestData(block.problem.features, block.problem.labels, *empty, 0.0, none)
+    return observe_on_cpu.HeldOutData(block.problem.features, block.problem.labels, *empty, 0.0, none)
 
 
-def _scores(block: LinearState, test: observe_on_cpu.TestData, step: int | None) -> tuple[Array, Array]:
+def _scores(block: LinearState, test: observe_on_cpu.HeldOutData, step: int | None) -> tuple[Array, Array]:
     loss, accuracy = (simd.zeros(block.state.loss.shape[:1], np.float64) for _ in range(2))
     k = block.sweep.data.k
     weights = simd.zeros((k, test.features.shape[1]), np.float64)
@@ -377,7 +384,7 @@ def bytes_per_member(sweep: Sweep) -> int:
     rows, test = rows_of(k, r), _test_span_of(sweep)
     copies = 2 if sweep.training.momentum > 0 else 1
     rest = 0 if test is None else test.directions.shape[1]
-    return size * (copies * rows * (k + r) + 2 * k * r) + 8 * (rows * rest + r + 20)
+    return int(size * (copies * rows * (k + r) + 2 * k * r) + 8 * (rows * rest + r + 20))
 
 
 def work_per_step(sweep: Sweep) -> float:

@@ -169,4 +169,3 @@ def open_results(path: str | PathLike[str]) -> Results:
         sweep, attrs, arrays = store.open_parts(target, lambda attrs, read: read_stored(attrs["sweep_toml"], read))
         return Results.of_arrays(sweep, attrs, arrays)
     return Results(*store.read_file(target))
-

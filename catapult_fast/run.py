@@ -96,7 +96,7 @@ def run(
     if executor is not None:
         raise ConfigError(f"executor = {executor!r} is not built yet; leave it out to use a thread pool")
     true_or_false("progress", progress)
-    workers = _cores() if workers is None else whole("workers", workers, low=1)
+    workers = available_cores() if workers is None else whole("workers", workers, low=1)
     size = None if shard_members is None else whole("shard_members", shard_members, low=1)
     with _one_blas_thread():
         used, engine = engines.select(sweep, backend)
@@ -124,7 +124,8 @@ class _Job:
         }
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -143,7 +144,12 @@ def provenance() -> dict[str, Any]:
 
     from catapult_fast import __version__
 
-    versions = {"catapult_fast": __version__, "numpy": np.__version__, "numba": numba.__version__, "h5py": h5py.__version__}
+    versions = {
+        "catapult_fast": __version__,
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "h5py": h5py.__version__,
+    }
     blas = [f"{i.get('internal_api')} {i.get('version')} {i.get('architecture')}" for i in threadpool_info()]
     return {
         "versions": {"python": platform.python_version(), **versions},
@@ -264,7 +270,7 @@ def compute_shard(
     engine: ModuleType,
     low: int,
     high: int,
-    report: Callable[[int], Any] = lambda members: None,
+    report: Callable[[int], Any] = lambda _: None,
     cancel: threading.Event | None = None,
 ) -> Arrays:
     """Compute the members low .. high - 1, block by block: a pure function of sweep and range."""

@@ -69,11 +69,10 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> ScalarState:
         limits.bound[...] += (diverged - 1.0) * outside * eta * span.sigma[0] ** 2 / 2.0
     state.status[still & (np.abs(f0 - target) <= tolerance)] = CONVERGED
     state.status[np.isnan(rates)] = NO_RATE
-    block = ScalarState(
+    return ScalarState(
         state, limits, target, eta, n_eff, span.offset, late_from, still, rates, (f0 - target) ** 2 / 2 + span.offset,
         ntk, residual,
     )  # fmt: skip
-    return block
 
 
 def advance(block: ScalarState, t0: int, t1: int) -> None:
@@ -118,9 +117,9 @@ def _loss_of(block: ScalarState, size: Array) -> Array:
 def _outcome(block: ScalarState) -> dict[str, NDArray[Any]]:
     state = block.state
     missing = state.status == NO_RATE
-    _, lam, loss, _ = observed = [np.empty(block.eta.size) for _ in range(4)]
+    observed = [np.empty(block.eta.size) for _ in range(4)]
     on_cpu.observe_members(state, block.target, block.eta, block.n_eff, *observed)
-    last = np.where(block.still, block.initial_loss, loss + block.offset)
+    last = np.where(block.still, block.initial_loss, observed[2] + block.offset)
     return {
         "status": state.status,
         "n_steps": np.where(missing, 0, state.n_steps),

@@ -58,7 +58,9 @@ def draw_root(seed: int, width: int, d: int, k: int) -> Array:
     return root
 
 
-def compress_root(root: Array, k: int, sigma: Array, span: Array, rest: Array, *, scale: float, root_n: float, width: int) -> Start:
+def compress_root(
+    root: Array, k: int, sigma: Array, span: Array, rest: Array, *, scale: float, root_n: float, width: int
+) -> Start:
     """Rotate a root in input coordinates into the span of the data.
 
     The first k rows belong to the readout and stay: the predictor keeps its digits at any width.

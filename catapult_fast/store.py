@@ -336,10 +336,14 @@ def _open_ours(path: Path, use: Callable[[h5py.File], _T]) -> _T:
 
 def _check_schema(path: Path, attrs: Mapping[str, Any]) -> None:
     if attrs.get("schema_name") != SCHEMA_NAME:
-        raise CorruptFileError(f"{path} is not a results file of catapult_fast (schema_name is {attrs.get('schema_name')!r})")
+        raise CorruptFileError(
+            f"{path} is not a results file of catapult_fast (schema_name is {attrs.get('schema_name')!r})"
+        )
     version = str(attrs.get("schema_version"))
-    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise CorruptFileError(f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}: upgrade catapult_fast")
+    if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+        raise CorruptFileError(
+            f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}: upgrade catapult_fast"
+        )
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, ...]], Reader]:
@@ -365,7 +369,9 @@ def _axes(name: str, dataset: h5py.Dataset) -> tuple[str, ...]:
     return tuple(dim[0].name.rsplit("/", 1)[-1] for dim in dataset.dims)
 
 
-def open_parts(folder: Path, sweep_of: Callable[[dict[str, Any], Reader], Sweep]) -> tuple[Sweep, dict[str, Any], dict[str, Any]]:
+def open_parts(
+    folder: Path, sweep_of: Callable[[dict[str, Any], Reader], Sweep]
+) -> tuple[Sweep, dict[str, Any], dict[str, Any]]:
     """Sweep, attributes and arrays of a run in progress; what is missing has its missing value."""
     description = folder / "sweep.h5"
     attrs, _, read = read_file(description)

@@ -197,7 +197,9 @@ class Sweep:
         if batch is not None and batch > self.data.m:
             raise ConfigError(f"batch_size = {batch} must be at most the number of training samples, {self.data.m}")
         if schedule is not None and len(schedule) != self.steps:
-            raise ConfigError(f"schedule has {len(schedule)} multipliers, but must have one for each of {self.steps} steps")
+            raise ConfigError(
+                f"schedule has {len(schedule)} multipliers, but must have one for each of {self.steps} steps"
+            )
 
     def _check_loss(self) -> None:
         if self.loss == "mse":

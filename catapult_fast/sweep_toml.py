@@ -205,7 +205,9 @@ def _build(document: _Document, folder: Path, stored: Callable[[str], Array] | N
     faults = _Faults()
     training = faults.attempt("training", lambda: _training(document.training, folder, stored))
     record = faults.attempt("record", lambda: _record(document.record))
-    stop = faults.attempt("stop", lambda: Stop(**{k: None if v is False else v for k, v in _given(document.stop).items()}))
+    stop = faults.attempt(
+        "stop", lambda: Stop(**{k: None if v is False else v for k, v in _given(document.stop).items()})
+    )
     net = faults.attempt("network", lambda: TwoLayerLinear(**_given(document.network)))
     grid = faults.attempt("sweep", lambda: _grid(document.sweep, stored))
     data = faults.attempt("data", lambda: _data(document.data, folder, stored))
@@ -273,8 +275,8 @@ def _from_store(name: str, stored: Callable[[str], Array] | None) -> Array:
 
 def _data(table: _Data, folder: Path, stored: Callable[[str], Array] | None) -> Dataset:
     if table.inputs:
-        test = [_from_store(name, stored) for name in ("X_test", "Y_test")] if table.n_test else [None, None]
-        return Dataset(_from_store("X", stored), _from_store("Y", stored), *test, name=table.name)
+        names = ("X", "Y", "X_test", "Y_test") if table.n_test else ("X", "Y")
+        return Dataset(**{name: _from_store(name, stored) for name in names}, name=table.name)
     given = {k: v for k, v in _given(table).items() if k not in ("sha256", "weights_sha256")}
     if table.name is None:
         raise ConfigError('name is missing; give name = "..." (catapult-fast data lists the names)')
@@ -336,7 +338,11 @@ def _list(name: str, values: Array, *, stored: bool) -> Any:
     if name in ("eta", "kappa", "c"):
         for spacing, make in (("linear", np.linspace), ("log", np.geomspace)):
             ends = float(values[0]), float(values[-1])
-            if len(values) > 2 and (spacing == "linear" or min(ends) > 0) and np.array_equal(values, make(*ends, len(values))):
+            if (
+                len(values) > 2
+                and (spacing == "linear" or min(ends) > 0)
+                and np.array_equal(values, make(*ends, len(values)))
+            ):
                 return {"start": ends[0], "stop": ends[1], "num": len(values), "spacing": spacing}
     if stored and len(values) > _LONGEST_LIST:
         return {"inputs": True, "sha256": hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()}
@@ -356,7 +362,9 @@ def _describe_data(sweep: Sweep) -> dict[str, Any]:
 
 
 def _describe_grid(sweep: Sweep, stored: bool) -> dict[str, Any]:
-    table = {name: _list(name, v, stored=stored) for name, v in _lists(sweep).items() if v is not None and name != "schedule"}
+    table = {
+        name: _list(name, v, stored=stored) for name, v in _lists(sweep).items() if v is not None and name != "schedule"
+    }
     if sweep.weights is not None:
         table = {sweep.axis: table[sweep.axis]}
     names = ("steps", "loss", "loss_normalization", "dtype")

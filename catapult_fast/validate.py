@@ -16,10 +16,11 @@ def whole(name: str, value: Any, *, low: int, high: int | None = None) -> int:
     """Return ``value`` as an int within [low, high]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         upper = "" if high is None else f" and at most {high}"
-        raise ConfigError(f"{name} = {value} must be at least {low}{upper}")
-    return int(value)
+        raise ConfigError(f"{name} = {number} must be at least {low}{upper}")
+    return number
 
 
 def real(name: str, value: Any, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> float:

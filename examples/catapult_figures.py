@@ -113,7 +113,7 @@ def short_sweep(data: cf.Dataset) -> cf.Results:
     sweep = cf.Sweep(
         data,
         cf.TwoLayerLinear(2**20),
-        kappa=np.linspace(0.4, 4.4, 11),
+        kappa=np.linspace(0.3, 4.3, 11),
         steps=150,
         record=cf.Record(every=1),
     )

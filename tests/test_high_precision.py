@@ -14,11 +14,12 @@ import reference as twin
 import catapult_fast as cf
 from catapult_fast.starts import draw_root
 
-WIDTH, STEPS, SEEDS, KAPPAS = 10**15, 300, 3, (2.5, 3.0, 3.9)
+WIDTH, STEPS, SEEDS, KAPPAS = 10**15, 400, 3, (2.5, 3.0, 3.9)
 MEMBERS = [(seed, i) for seed in range(SEEDS) for i in range(len(KAPPAS))]
-# ten times the worst errors of the triangular root with carried fitted values, for each kappa
-LAM_BOUND = {"float64": (1e-13, 1e-13, 1e-12), "float32": (1e-5, 1e-5, 3e-4)}
-RESIDUAL_BOUND = {"float64": 1e-13, "float32": 1e-5}
+# about ten times the worst errors of the triangular root with carried fitted values, for each kappa
+LAM_BOUND = {"float64": (5e-14, 5e-14, 2e-12), "float32": (1e-5, 1e-5, 3e-4)}
+RESIDUAL_BOUND = {"float64": 1e-14, "float32": 2e-6}
+LOSS_BOUND = {"float64": 2e-15, "float32": 1e-12}  # relative to a loss of order one that no predictor removes
 SAMPLES = (3, 5)  # with three, the fit is exact and the loss shows the residual down to rounding
 
 
@@ -87,19 +88,19 @@ def test_final_curvature(m, dtype):
 
 @pytest.mark.parametrize("dtype", RESIDUAL_BOUND)
 def test_final_residual(dtype):
-    """The residual has no floor of size sqrt(n) * eps."""
+    """The residual has no floor of size sqrt(n) * eps, only one of rounding the targets."""
     results = run(3, dtype)
     for seed, i in MEMBERS:
         residual = np.sqrt(2 * results.final_loss[0, seed, i])
         assert abs(residual - exact(3, seed, results.eta[0, seed, i]).residual) <= RESIDUAL_BOUND[dtype]
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-14), ("float32", 1e-6)])
-def test_final_loss(dtype, bound):
+@pytest.mark.parametrize("dtype", LOSS_BOUND)
+def test_final_loss(dtype):
     results = run(5, dtype)
     for seed, i in MEMBERS:
         end, floor = exact(5, seed, results.eta[0, seed, i]), start(5, seed)[3]
-        assert relative(results.final_loss[0, seed, i], end.loss + floor) <= bound
+        assert relative(results.final_loss[0, seed, i], end.loss + floor) <= LOSS_BOUND[dtype]
 
 
 @pytest.mark.parametrize("dtype", LAM_BOUND)
@@ -112,4 +113,4 @@ def test_a_rotated_root_fails_these_bounds(m, dtype):
         end, lost = exact(m, seed, eta), rotated(m, seed, eta, dtype)
         assert abs(lost.residual - float(end.residual)) > 100 * RESIDUAL_BOUND[dtype]
         if KAPPAS[i] == 3.9:
-            assert relative(lost.lam, end.lam) > 10 * LAM_BOUND[dtype][i]
+            assert relative(lost.lam, end.lam) > LAM_BOUND[dtype][i]

@@ -11,10 +11,8 @@ from catapult_fast.kernels.linear.judge_on_cpu import tangent_kernel
 from catapult_fast.kernels.simd import any_lane, fill, fma, load, store, widen
 
 
-class TestData(NamedTuple):
+class HeldOutData(NamedTuple):
     """Test inputs in the coordinates (training span, rest), and the start's weights on the rest."""
-
-    __test__ = False  # not a test class
 
     features: np.ndarray  # (m, r + t) inputs, columns of the span over sigma
     labels: np.ndarray  # (m, k)
