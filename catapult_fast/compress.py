@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from catapult_fast.data import Dataset
 
-__all__ = ["Span", "HeldOut", "compress", "compress_test"]
+__all__ = ["HeldOut", "Span", "compress", "compress_test"]
 
 Array = NDArray[np.float64]
 

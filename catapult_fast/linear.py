@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from catapult_fast.compress import Span, HeldOut, compress, compress_test
+from catapult_fast.compress import HeldOut, Span, compress, compress_test
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.linear import observe_on_cpu, on_cpu
 from catapult_fast.kernels.linear.state import Problem, Scratch, State, allocate, rows_of, scratch

@@ -44,7 +44,7 @@ _SHARD_BYTES = 32 << 20
 _log = logging.getLogger(__name__)
 
 
-class Cancelled(Exception):  # noqa: N818
+class Cancelled(Exception):
     """Another shard failed or the user interrupted: drop this one."""
 
 

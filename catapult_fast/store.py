@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -401,7 +402,7 @@ def put_members(arrays: Arrays, sweep: Sweep, low: int, high: int, values: Array
 
 def _missing_ranges(total: int, done: list[tuple[int, int]]) -> list[tuple[int, int]]:
     edges = [(0, 0), *done, (total, total)]
-    return [(a[1], b[0]) for a, b in zip(edges[:-1], edges[1:], strict=True) if a[1] < b[0]]
+    return [(a[1], b[0]) for a, b in pairwise(edges) if a[1] < b[0]]
 
 
 def missing_ranges(folder: Path, sweep: Sweep) -> list[tuple[int, int]]:

@@ -139,8 +139,8 @@ class Sweep:
     weights: Any = None
     steps: int = 300
     training: GradientDescent = GradientDescent()  # noqa: RUF009  (frozen)
-    record: Record = Record()  # noqa: RUF009
-    stop: Stop = Stop()  # noqa: RUF009
+    record: Record = Record()
+    stop: Stop = Stop()
     loss: str = "mse"
     loss_normalization: str = "sample"
     dtype: str = "float64"

@@ -215,8 +215,8 @@ def critical_eta(
 
 def _inside(lower: float, upper: float) -> Array:
     """Seven rates between the two, geometrically where that is possible."""
-    edges: Array = np.geomspace(lower, upper, 9) if lower > 0 else np.linspace(0.0, upper, 9)
-    return edges[1:-1]
+    edges = np.geomspace(lower, upper, 9) if lower > 0 else np.linspace(0.0, upper, 9)
+    return edges[1:-1].astype(np.float64)
 
 
 class _Search:

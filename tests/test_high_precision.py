@@ -9,9 +9,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-import reference as twin
 
 import catapult_fast as cf
+import reference as twin
 from catapult_fast.starts import draw_root
 
 WIDTH, STEPS, SEEDS, KAPPAS = 10**15, 400, 3, (2.5, 3.0, 3.9)

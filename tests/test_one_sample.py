@@ -8,11 +8,11 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from catapult_fast.kernels.one_sample import formula, on_cpu
-from catapult_fast.kernels.outcome import CONVERGED, DONE, NOT_FINITE, OVER_BOUND
 
 import catapult_fast as cf
 from catapult_fast.errors import ConfigError
+from catapult_fast.kernels.one_sample import formula, on_cpu
+from catapult_fast.kernels.outcome import CONVERGED, DONE, NOT_FINITE, OVER_BOUND
 
 NEVER = cf.Stop(diverged=None, converged=None)
 

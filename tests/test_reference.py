@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference as twin
 from numpy.testing import assert_allclose
+
+import reference as twin
 
 SHAPES = [(16, 3, 5, 1), (16, 4, 3, 3), (2, 3, 4, 3), (1, 1, 1, 1), (40, 5, 2, 2)]  # n, d, m, k
 HOWS = [

@@ -12,6 +12,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.compile import body, jit
 from catapult_fast.kernels.one_sample.formula import judge, observe, residual, start, step
