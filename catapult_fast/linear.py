@@ -198,7 +198,7 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
         sweep, members, tile, lane, _problem(sweep), state, scratch(k, r, dtype), _schedule(sweep),
         batches, order_of_tile, rest, eta, initial_ntk, initial_residual, np.empty(0),
     )  # fmt: skip
-    on_cpu.begin(block.problem, state, block.scratch)
+    advance(block, 0, 0)
     block.initial_loss = state.loss[tile, lane]
     return block
 

@@ -258,7 +258,7 @@ class _Search:
     def _scan(self, first: float) -> tuple[float, float]:
         lower, rate = 0.0, first
         while rate <= first * _HIGHEST:
-            rates = rate * _FACTOR ** np.arange(_TOGETHER)
+            rates: Array = rate * _FACTOR ** np.arange(float(_TOGETHER))
             beyond = self._beyond(rates)
             if beyond.any():
                 i = int(np.argmax(beyond))

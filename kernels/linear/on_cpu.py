@@ -39,16 +39,8 @@ def _update(problem, state, tile, rho, multiplier, scratch):
 
 
 @jit()
-def begin(problem, state, scratch):
-    """Judge the starts (step 0)."""
-    for tile in range(state.v.shape[0]):
-        if any_lane(load(state.running, tile) > 0.0):
-            judge(problem, state, tile, 0, scratch)
-
-
-@jit()
 def advance(problem, state, t0, t1, schedule, batches, order_of_tile, scratch):
-    """Apply the updates t0 .. t1 - 1 to every tile that has a running member.
+    """Apply the updates t0 .. t1 - 1 to every tile that has a running member; t0 = t1 = 0 judges the starts.
 
     Parameters
     ----------
@@ -64,6 +56,8 @@ def advance(problem, state, t0, t1, schedule, batches, order_of_tile, scratch):
     scratch : Scratch
     """
     for tile in range(state.v.shape[0]):
+        if t1 == 0 and any_lane(load(state.running, tile) > 0.0):
+            judge(problem, state, tile, 0, scratch)
         for t in range(t0, t1):
             if not any_lane(load(state.running, tile) > 0.0):
                 break
