@@ -46,6 +46,7 @@ setup(
         "catapult_fast",
         "catapult_fast.datasets",
         "catapult_fast.kernels",
+        "catapult_fast.kernels.blocks",
         "catapult_fast.kernels.lanczos",
         "catapult_fast.kernels.linear",
         "catapult_fast.kernels.one_sample",

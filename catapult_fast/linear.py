@@ -13,26 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catapult_fast.compress import HeldOut, Span, compress, compress_test
+from catapult_fast.forms import Form, Root, form_of
 from catapult_fast.kernels import simd
-from catapult_fast.kernels.linear import observe_on_cpu, on_cpu
-from catapult_fast.kernels.linear.state import Problem, Scratch, State, allocate, rows_of, scratch
+from catapult_fast.kernels.linear import observe_on_cpu
 from catapult_fast.kernels.outcome import NO_RATE
-from catapult_fast.starts import Start, compress_root, compress_weights, draw_root, minibatch_order
+from catapult_fast.starts import Start, compress_root, compress_weights, draw_root
 from catapult_fast.sweep import Sweep
 
-__all__ = [
-    "advance",
-    "bytes_per_member",
-    "initial_of",
-    "observe",
-    "rates_of",
-    "span_of",
-    "start",
-    "tolerance_of",
-    "work_per_step",
-]
+__all__ = ["advance", "bytes_per_member", "initial_of", "observe", "rates_of", "span_of", "start", "work_per_step"]
 
-LANES = simd.LANES
 Array = NDArray[np.float64]
 
 
@@ -50,20 +39,19 @@ class LinearState:
     """Members of one block while they train."""
 
     sweep: Sweep
-    members: NDArray[np.int64]
     tile: NDArray[np.intp]  # of each member
     lane: NDArray[np.intp]
-    problem: Problem
-    state: State
-    scratch: Scratch
-    schedule: Array
-    batches: NDArray[np.int64]  # (orders, steps, b)
-    order_of_tile: NDArray[np.int64]
-    rest: Array  # (tiles, rows, t, 8)
+    form: Form
+    rest: Array  # (tiles, rows, t, 8) weights on test directions outside the span
     eta: Array  # of each member
     initial_ntk: Array
     initial_residual: Array
     initial_loss: Array
+
+    @property
+    def state(self) -> Any:
+        """Arrays of the form in use."""
+        return self.form.state
 
 
 @lru_cache(maxsize=4)
@@ -73,45 +61,16 @@ def span_of(sweep: Sweep) -> Span:
 
 
 @lru_cache(maxsize=4)
-def _test_span_of(sweep: Sweep) -> HeldOut | None:
+def _held_out_of(sweep: Sweep) -> HeldOut | None:
     wanted = sweep.record.test or "test_accuracy" in sweep.record.also
     return compress_test(sweep.data, span_of(sweep), sweep.loss_normalization) if wanted else None
-
-
-def _problem(sweep: Sweep) -> Problem:
-    span, data, training = span_of(sweep), sweep.data, sweep.training
-    spectrum = span.sigma**2
-    outputs = data.k if sweep.loss_normalization == "sample_output" else 1
-    return Problem(
-        spectrum=spectrum,
-        inverse=np.divide(1.0, spectrum, out=np.zeros_like(spectrum), where=spectrum > 0),
-        target=span.target,
-        offset=span.offset,
-        features=span.features,
-        labels=np.array(data.targets, order="C"),
-        sample_weight=1.0 / (data.m * outputs),
-        batch_weight=1.0 / ((training.batch_size or data.m) * outputs),
-        cross_entropy=sweep.loss == "cross_entropy",
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        gradient_tolerance=tolerance_of(sweep, span),
-        late=9 * sweep.steps // 10,
-    )
-
-
-def tolerance_of(sweep: Sweep, span: Span) -> float:
-    """Bound of ``|dL/dW|`` that counts as converged; -1 where convergence is not judged."""
-    training, relative = sweep.training, sweep.stop.converged
-    if relative is None or training.batch_size is not None or training.weight_decay > 0.0:
-        return -1.0
-    return relative * (1.0 + float(np.linalg.norm(span.target * span.sigma)))
 
 
 @lru_cache(maxsize=16)
 def initial_of(sweep: Sweep, width: int, seed: int) -> Initial:
     """Draw and compress one start, and find its tangent kernel's top eigenvalue."""
-    span, test, net = span_of(sweep), _test_span_of(sweep), sweep.net
-    rest = np.empty((sweep.data.d, 0)) if test is None else test.directions
+    span, held_out, net = span_of(sweep), _held_out_of(sweep), sweep.net
+    rest = np.empty((sweep.data.d, 0)) if held_out is None else held_out.directions
     root_n = math.sqrt(float(width)) ** (1.0 - net.p)
     if sweep.weights is not None:
         V, U = sweep.weights
@@ -126,36 +85,24 @@ def initial_of(sweep: Sweep, width: int, seed: int) -> Initial:
 
 
 def _with_ntk(sweep: Sweep, begin: Start) -> Initial:
-    k, r, dtype = sweep.data.k, len(span_of(sweep).sigma), np.dtype(sweep.dtype)
-    state = allocate(1, k, r, dtype, momentum=False)
-    lane = np.zeros(1, np.intp)
-    _place(state, begin, lane, lane)
-    state.running[0, 0] = 1.0
+    form = form_of(sweep, span_of(sweep))(sweep, span_of(sweep), 1)
+    first = np.zeros(1, np.intp)
+    form.place(begin, first, first)
+    form.put("running", first, first, 1.0)
     value, residual = simd.zeros((1,), np.float64), simd.zeros((1,), np.float64)
-    observe_on_cpu.ntk(_problem(sweep), state, state.running, value, residual, scratch(k, r, dtype))
-    return Initial(begin, float(value[0, 0]), float(residual[0, 0]), state.ritz[0, :, 0].copy())
+    form.ntk(form.state.running, value, residual)
+    return Initial(begin, float(value[0, 0]), float(residual[0, 0]), form.ritz(0, 0))
 
 
-def _place(state: State, begin: Start, tile: NDArray[np.intp], lane: NDArray[np.intp]) -> None:
-    """Put one start into the given lanes."""
-    q = len(begin.v)
-    state.v[tile, :q, :, lane] = begin.v
-    state.u[tile, :q, :, lane] = begin.u
-    state.fitted[tile, :, :, lane] = begin.fitted
-    state.root_n[tile, lane] = begin.root_n
-    state.norm_u[tile, lane] = begin.norm_u
-    state.outside[tile, lane] = begin.outside
-
-
-def _lanes(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Lane number of each member; a tile holds members of one group only."""
-    lanes = np.empty(len(groups), np.int64)
+def _places(groups: NDArray[np.int64], per_tile: int) -> NDArray[np.int64]:
+    """Place of each member; a tile holds members of one group only."""
+    places = np.empty(len(groups), np.int64)
     used = 0
     edges = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1, append=groups[-1] + 1))
     for low, high in pairwise(edges.tolist()):
-        lanes[low:high] = used + np.arange(high - low)
-        used += -(-(high - low) // LANES) * LANES
-    return lanes
+        places[low:high] = used + np.arange(high - low)
+        used += -(-(high - low) // per_tile) * per_tile
+    return places
 
 
 def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
@@ -168,52 +115,49 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
         Member numbers in ascending order.
     """
     i_width, i_seed, i_rate = sweep.coordinates(members)
-    seeds = sweep.seeds[i_seed]
-    batch = sweep.training.batch_size
-    lanes = _lanes(seeds if batch else np.zeros_like(members))
-    tile, lane = np.divmod(lanes, LANES)
-    tiles = int(tile[-1]) + 1
-    k, r, dtype = sweep.data.k, len(span_of(sweep).sigma), np.dtype(sweep.dtype)
-    state = allocate(tiles, k, r, dtype, momentum=sweep.training.momentum > 0)
-    state.root_n[...] = 1.0
-    state.shrink[...] = 1.0
-    state.norm_bound[...] = np.inf
-    state.last_loss[...] = np.nan
-    state.peak[...], state.late_peak[...] = -np.inf, -np.inf
-    test = _test_span_of(sweep)
-    rest = simd.zeros((tiles, rows_of(k, r), 0 if test is None else test.directions.shape[1]), np.float64)
-    initial_ntk, initial_residual = np.empty(len(members)), np.empty(len(members))
+    seeds, batch = sweep.seeds[i_seed], sweep.training.batch_size
+    kind = form_of(sweep, span_of(sweep))
+    tile, lane = np.divmod(_places(seeds if batch else np.zeros_like(members), kind.per_tile), kind.per_tile)
+    form = kind(sweep, span_of(sweep), int(tile[-1]) + 1)
+    if isinstance(form, Root) and batch:
+        form.set_batches(seeds, tile)
+    block = LinearState(
+        sweep, tile, lane, form, _rest_of(sweep, form), *(np.empty(len(members)) for _ in range(4))
+    )  # fmt: skip
     for w, s in sorted(set(zip(i_width.tolist(), i_seed.tolist(), strict=True))):
         here = np.flatnonzero((i_width == w) & (i_seed == s))
-        first = initial_of(sweep, int(sweep.width[w]), int(sweep.seeds[s]))
-        _fill(sweep, state, rest, first, tile[here], lane[here])
-        initial_ntk[here], initial_residual[here] = first.ntk, first.residual
-    eta = rates_of(sweep, i_rate, initial_ntk)
-    runs = ~np.isnan(eta)
-    state.eta[tile, lane] = np.where(runs, eta, 0.0)
-    state.running[tile, lane] = runs
-    state.status[tile, lane] = np.where(runs, 0, NO_RATE)
-    batches, order_of_tile = _batches(sweep, seeds, tile, tiles)
-    block = LinearState(
-        sweep, members, tile, lane, _problem(sweep), state, scratch(k, r, dtype), _schedule(sweep),
-        batches, order_of_tile, rest, eta, initial_ntk, initial_residual, np.empty(0),
-    )  # fmt: skip
-    advance(block, 0, 0)
-    block.initial_loss = state.loss[tile, lane]
+        _fill(block, initial_of(sweep, int(sweep.width[w]), int(sweep.seeds[s])), here)
+    block.eta = rates_of(sweep, i_rate, block.initial_ntk)
+    runs = ~np.isnan(block.eta)
+    form.put("eta", tile, lane, np.where(runs, block.eta, 0.0))
+    form.put("running", tile, lane, runs)
+    form.put("status", tile, lane, np.where(runs, 0, NO_RATE))
+    form.advance(0, 0)
+    block.initial_loss = block.state.loss[tile, lane]
     return block
 
 
-def _fill(
-    sweep: Sweep, state: State, rest: Array, first: Initial, tile: NDArray[np.intp], lane: NDArray[np.intp]
-) -> None:
-    begin = first.start
-    _place(state, begin, tile, lane)
-    rest[tile, : len(begin.rest), :, lane] = begin.rest
-    state.ritz[tile, :, lane] = first.ritz
-    state.narrow[tile, lane] = begin.width < min(sweep.data.k, len(span_of(sweep).sigma))
-    norm = np.sum(begin.v**2) + begin.norm_u + begin.outside
-    if sweep.stop.diverged is not None:
-        state.norm_bound[tile, lane] = sweep.stop.diverged * norm
+def _rest_of(sweep: Sweep, form: Form) -> Array:
+    held_out = _held_out_of(sweep)
+    tiles, rows = form.state.v.shape[:2]
+    directions = 0 if held_out is None else held_out.directions.shape[1]
+    rest: Array = simd.zeros((tiles, rows, directions), np.float64)
+    return rest
+
+
+def _fill(block: LinearState, first: Initial, here: NDArray[np.intp]) -> None:
+    """Put one start into the members ``here`` of the block."""
+    begin, form, tile, lane = first.start, block.form, block.tile[here], block.lane[here]
+    form.place(begin, tile, lane)
+    form.place_ritz(first.ritz, tile, lane)
+    form.put("root_n", tile, lane, begin.root_n)
+    form.put("outside", tile, lane, begin.outside)
+    if block.rest.shape[2]:
+        block.rest[tile, : len(begin.rest), :, lane] = begin.rest
+    if block.sweep.stop.diverged is not None:
+        norm = np.sum(begin.v**2) + begin.norm_u + begin.outside
+        form.put("norm_bound", tile, lane, block.sweep.stop.diverged * norm)
+    block.initial_ntk[here], block.initial_residual[here] = first.ntk, first.residual
 
 
 def rates_of(sweep: Sweep, i_rate: NDArray[np.intp], ntk: Array) -> Array:
@@ -224,28 +168,9 @@ def rates_of(sweep: Sweep, i_rate: NDArray[np.intp], ntk: Array) -> Array:
     return np.divide(rates, ntk, out=np.full_like(rates, np.nan), where=ntk > 0)
 
 
-def _schedule(sweep: Sweep) -> Array:
-    schedule = sweep.training.schedule
-    return np.ones(sweep.steps) if schedule is None else np.array(schedule)
-
-
-def _batches(
-    sweep: Sweep, seeds: NDArray[np.int64], tile: NDArray[np.intp], tiles: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    order_of_tile = np.zeros(tiles, np.int64)
-    size = sweep.training.batch_size
-    if size is None:
-        return np.empty((0, 0, 0), np.int64), order_of_tile
-    distinct, order_of_tile[tile] = np.unique(seeds, return_inverse=True)
-    orders = [minibatch_order(max(int(seed), 0), sweep.data.m, size, sweep.steps) for seed in distinct]
-    return np.array(orders).reshape(len(orders), sweep.steps, size), order_of_tile
-
-
 def advance(block: LinearState, t0: int, t1: int) -> None:
     """Apply the updates t0 .. t1 - 1; members that end keep the state of their last step."""
-    on_cpu.advance(
-        block.problem, block.state, t0, t1, block.schedule, block.batches, block.order_of_tile, block.scratch
-    )
+    block.form.advance(t0, t1)
 
 
 def observe(block: LinearState, names: Sequence[str], step: int | None) -> dict[str, NDArray[Any]]:
@@ -315,29 +240,32 @@ def _ntk(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
         return {"ntk_lambda_max": block.initial_ntk, "ntk_residual": block.initial_residual}
     wanted = np.ascontiguousarray(_present(block, step), np.float64)
     value, residual = (simd.zeros(wanted.shape[:1], np.float64) for _ in range(2))
-    observe_on_cpu.ntk(block.problem, block.state, wanted, value, residual, block.scratch)
+    block.form.ntk(wanted, value, residual)
     names = ("ntk_lambda_max", "ntk_residual")
     return {name: _of_members(block, lanes, step) for name, lanes in zip(names, (value, residual), strict=True)}
 
 
 def _weight_norm(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
     out = simd.zeros(block.state.loss.shape[:1], np.float64)
-    observe_on_cpu.weight_norm(block.state, out)
+    block.form.weight_norm(out)
     return {"weight_norm": _of_members(block, out, step)}
 
 
 def _test_data(block: LinearState) -> observe_on_cpu.HeldOutData:
-    test = _test_span_of(block.sweep)
+    test = _held_out_of(block.sweep)
     assert test is not None
     labels = np.array(block.sweep.data.test_targets, order="C")
     return observe_on_cpu.HeldOutData(test.features, labels, test.factor, test.target, test.offset, block.rest)
 
 
-def _training_as_test(block: LinearState) -> observe_on_cpu.HeldOutData:
-    k, r = block.sweep.data.k, len(block.problem.spectrum)
-    none = simd.zeros((block.state.v.shape[0], block.state.v.shape[1], 0), np.float64)
-    empty = np.empty((0, r)), np.empty((k, 0))
-    return observe_on_cpu.HeldOutData(block.problem.features, block.problem.labels, *empty, 0.0, none)
+def _training_data(block: LinearState) -> observe_on_cpu.HeldOutData:
+    sweep, span = block.sweep, span_of(block.sweep)
+    size = block.state.fitted.shape[2]  # padded in some forms
+    features = np.zeros((sweep.data.m, size))
+    features[:, : len(span.sigma)] = span.features
+    none = simd.zeros((*block.state.v.shape[:2], 0), np.float64)
+    labels = np.array(sweep.data.targets, order="C")
+    return observe_on_cpu.HeldOutData(features, labels, np.empty((0, size)), np.empty((sweep.data.k, 0)), 0.0, none)
 
 
 def _scores(block: LinearState, test: observe_on_cpu.HeldOutData, step: int | None) -> tuple[Array, Array]:
@@ -359,7 +287,7 @@ def _test_loss(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
 
 
 def _accuracy(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
-    return {"accuracy": _scores(block, _training_as_test(block), step)[1]}
+    return {"accuracy": _scores(block, _training_data(block), step)[1]}
 
 
 def _test_accuracy(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
@@ -380,18 +308,12 @@ _OBSERVERS: dict[tuple[str, ...], Any] = {
 
 def bytes_per_member(sweep: Sweep) -> int:
     """Bytes of a member's state while it trains."""
-    k, r, size = sweep.data.k, len(span_of(sweep).sigma), np.dtype(sweep.dtype).itemsize
-    rows, test = rows_of(k, r), _test_span_of(sweep)
-    copies = 2 if sweep.training.momentum > 0 else 1
-    rest = 0 if test is None else test.directions.shape[1]
-    return int(size * (copies * rows * (k + r) + 2 * k * r) + 8 * (rows * rest + r + 20))
+    held_out, span = _held_out_of(sweep), span_of(sweep)
+    rest = 0 if held_out is None else held_out.directions.shape[1]
+    return form_of(sweep, span).bytes_per_member(sweep, span, rest)
 
 
 def work_per_step(sweep: Sweep) -> float:
     """Multiply-adds of one update of one member, to plan step windows and foretell times."""
-    k, r = sweep.data.k, len(span_of(sweep).sigma)
-    update = rows_of(k, r) * r * (3 * k + 2 * (sweep.training.momentum > 0))
-    samples = sweep.training.batch_size or 0
-    if sweep.loss == "cross_entropy":
-        samples += sweep.data.m
-    return float(update + 2 * samples * k * (r + 10) + 20)
+    span = span_of(sweep)
+    return form_of(sweep, span).work_per_step(sweep, span)

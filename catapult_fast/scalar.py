@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from catapult_fast.forms import tolerance_of
 from catapult_fast.kernels.one_sample import on_cpu
 from catapult_fast.kernels.outcome import CONVERGED, NO_RATE, NOT_FINITE, NOT_RUN
-from catapult_fast.linear import initial_of, rates_of, span_of, tolerance_of
+from catapult_fast.linear import initial_of, rates_of, span_of
 from catapult_fast.sweep import Sweep
 
 __all__ = ["advance", "bytes_per_member", "observe", "start", "work_per_step"]
@@ -119,13 +120,15 @@ def _outcome(block: ScalarState) -> dict[str, NDArray[Any]]:
     missing = state.status == NO_RATE
     observed = [np.empty(block.eta.size) for _ in range(4)]
     on_cpu.observe_members(state, block.target, block.eta, block.n_eff, *observed)
-    last = np.where(block.still, block.initial_loss, observed[2] + block.offset)
+    # The start's loss comes from F, not from w: a member that never rises must not exceed it by a rounding.
+    last = np.where(block.still | (state.n_steps == 0), block.initial_loss, observed[2] + block.offset)
+    highest = np.where(state.peak_step == 0, block.initial_loss, _loss_of(block, state.peak))
     return {
         "status": state.status,
         "n_steps": np.where(missing, 0, state.n_steps),
         "running": state.status == NOT_RUN,
         "last_loss": np.where(missing, np.nan, last),
-        "max_loss": np.where(missing, np.nan, _loss_of(block, state.peak)),
+        "max_loss": np.where(missing, np.nan, highest),
         "max_loss_step": np.where(missing, -1, state.peak_step),
         "late_max_loss": np.where(missing, np.nan, _loss_of(block, state.late_peak)),
         "initial_loss": block.initial_loss,

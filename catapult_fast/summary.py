@@ -78,7 +78,7 @@ def missed(results: Results) -> int:
     """Number of recorded eigenvalues whose residual is above the tolerance."""
     if "ntk_residual" not in results.dims:
         return 0
-    from catapult_fast.kernels.linear.judge_on_cpu import NTK_TOLERANCE_32, NTK_TOLERANCE_64
+    from catapult_fast.kernels.linear.ending_on_cpu import NTK_TOLERANCE_32, NTK_TOLERANCE_64
 
     tolerance = NTK_TOLERANCE_64 if results.ntk_residual.dtype == np.float64 else NTK_TOLERANCE_32
     # Rounding of a residual recorded in the sweep's precision must not count.

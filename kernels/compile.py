@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.extending import register_jitable
+from numba.extending import overload, register_jitable
 
 try:
     from numba.cuda.extending import register_jitable as _register_cuda
@@ -67,3 +67,21 @@ def inner(function: Callable[..., Any]) -> Any:
     The entry's cache holds it, and leaving the wrappers out halves the compile time.
     """
     return njit(error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+def method(stub: Callable[..., Any], kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give ``stub`` a body for calls whose first argument is the NamedTuple ``kind``.
+
+    The choice is made while compiling, by type. (Functions as arguments would do the same, but
+    code that holds them cannot be cached on disk.)
+    """
+    options = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @overload(stub, strict=False, jit_options=options)
+        def choose(first: Any, *others: Any) -> Any:
+            return function if getattr(first, "instance_class", None) is kind else None
+
+        return function
+
+    return register

@@ -72,6 +72,13 @@ def zeros(shape, dtype):
     return array
 
 
+def repeat(numbers, dtype=np.float64):
+    """Return each number in every lane, ``(len, 8)``."""
+    array = empty((len(numbers),), dtype)
+    array[...] = np.asarray(numbers)[:, None]
+    return array
+
+
 # --- building blocks -------------------------------------------------------------------------
 
 
@@ -328,3 +335,41 @@ def any_lane(typingctx, mask):
         return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
     return types.boolean(mask), codegen
+
+
+@intrinsic
+def spread(typingctx, a, lane):
+    """One lane's number in every lane."""
+
+    def codegen(context, builder, signature, values):
+        index = builder.trunc(values[1], ir.IntType(32))
+        return _splat(builder, builder.extract_element(values[0], index))
+
+    return a(a, types.intp), codegen
+
+
+@intrinsic
+def total(typingctx, a):
+    """Sum over the lanes, in every lane; halves are added, so the order is fixed."""
+
+    def codegen(context, builder, signature, values):
+        result = values[0]
+        for half in (4, 2, 1):
+            order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [i ^ half for i in range(LANES)])
+            swapped = builder.shuffle_vector(result, ir.Constant(result.type, ir.Undefined), order)
+            result = builder.fadd(result, swapped)
+        return result
+
+    return a(a), codegen
+
+
+@intrinsic
+def put(typingctx, a, lane, b):
+    """``a`` with one lane taken from the first lane of ``b``."""
+
+    def codegen(context, builder, signature, values):
+        index = builder.trunc(values[1], ir.IntType(32))
+        first = builder.extract_element(values[2], ir.Constant(ir.IntType(32), 0))
+        return builder.insert_element(values[0], first, index)
+
+    return a(a, types.intp, b), codegen

@@ -7,11 +7,15 @@ import catapult_fast  # noqa: F401  (puts kernels in place)
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.compile import jit
 from catapult_fast.kernels.lanczos import on_cpu as lanczos
+from catapult_fast.kernels.lanczos.gram_on_cpu import Gram
 
 
 @jit()
 def solve(matrix, diagonal, mu, fresh, active, tolerance, work, value, residual, vector):
-    lanczos.top_of_gram(matrix, diagonal, simd.load(mu, 0), fresh, active, tolerance, work, value, residual, vector)
+    lanczos.top(
+        Gram(matrix, diagonal), simd.load(mu, 0), matrix.shape[1], fresh, active,
+        tolerance, work, value, residual, vector,
+    )  # fmt: skip
 
 
 def top(matrices, diagonal=None, mu=None, tolerance=1e-10, vector=None, active=None):
@@ -26,10 +30,10 @@ def top(matrices, diagonal=None, mu=None, tolerance=1e-10, vector=None, active=N
     factors, lanes = simd.zeros((1,), np.float64), simd.zeros((1,), np.float64)
     factors[0, :count] = 0.0 if mu is None else mu
     lanes[0, :count] = 1.0 if active is None else active
-    diagonal = np.zeros(r) if diagonal is None else diagonal
+    diagonal = simd.repeat(np.zeros(r) if diagonal is None else diagonal)
     solve(
-        padded, diagonal, factors, lanczos.start_vector(r), lanes, tolerance,
-        lanczos.workspace(r), value, residual, vectors,
+        padded, diagonal, factors, simd.repeat(lanczos.start_vector(r)), lanes, tolerance,
+        lanczos.workspace(r, r), value, residual, vectors,
     )  # fmt: skip
     return value[0, :count], residual[0, :count], vectors[:, :count].T
 

@@ -85,5 +85,5 @@ def test_precision_changes_and_addressing(dtype):
 def test_arrays_start_on_a_cache_line(shape):
     array = simd.empty(shape, np.float32)
     assert array.shape == (*shape, 8)
-    assert array.ctypes.data % 64 == 0
+    assert array.size == 0 or array.ctypes.data % 64 == 0
     assert array.flags.c_contiguous

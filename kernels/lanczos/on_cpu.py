@@ -1,8 +1,10 @@
-"""Lanczos with full reorthogonalisation for ``A = M^T M + mu diag(s)``, eight members in the lanes.
+"""Lanczos with full reorthogonalisation, for operators ``A = C + mu diag(s)`` of any form.
 
-Each lane stops at its own iteration and is frozen there, so its bits do not depend on the lanes
-beside it. A lane stops when ``residual <= tolerance * |Ritz value|``; an invariant subspace
-(breakdown) has residual 0 and stops by the same rule.
+A vector of the problem is a row of SIMD vectors: one entry of eight members each, or eight entries of
+one member. The operator's `multiply` and `across` say which, and the rest is the same code. Each lane
+stops at its own iteration and is frozen there, so its bits do not depend on the lanes beside it. A
+lane stops when ``residual <= tolerance * |Ritz value|``; an invariant subspace (breakdown) has residual
+0 and stops by the same rule.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.compile import inner
-from catapult_fast.kernels.simd import any_lane, fill, fma, load, magnitude, select, sqrt, store, widen
+from catapult_fast.kernels.simd import any_lane, fill, fma, load, magnitude, select, sqrt, store
 from catapult_fast.kernels.tridiagonal import bordered_bound, eigenvector, largest, squared_residual
 
 MAX_BASIS = 64
@@ -36,11 +38,11 @@ class Workspace(NamedTuple):
     running: np.ndarray  # (8,) 1.0 where the lane still iterates
 
 
-def workspace(r: int) -> Workspace:
-    """Allocate the scratch for operators of size ``r``."""
-    m = min(r, MAX_BASIS)
+def workspace(dimension: int, vectors: int) -> Workspace:
+    """Allocate the scratch for operators of a dimension, held in so many SIMD vectors."""
+    m = min(dimension, MAX_BASIS)
     small = [simd.zeros((m,), np.float64) for _ in range(6)]
-    basis, product = simd.zeros((m + 1, r), np.float64), simd.zeros((r,), np.float64)
+    basis, product = simd.zeros((m + 1, vectors), np.float64), simd.zeros((vectors,), np.float64)
     return Workspace(basis, product, *small, simd.zeros((1,), np.float64))
 
 
@@ -50,35 +52,30 @@ def start_vector(r: int) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-@inner
-def gram_product(matrix, diagonal, mu, basis, at, product):
-    """``product = M^T (M x) + mu s x`` with x vector ``at`` of the basis; rows come in fours."""
-    rows, r = matrix.shape[0], matrix.shape[1]
-    x = at * r
-    for j in range(r):
-        store(product, j, mu * diagonal[j] * load(basis, x + j))
-    for i in range(0, rows, 4):
-        row = i * r
-        h0 = h1 = h2 = h3 = fill(mu, 0.0)
-        for j in range(r):
-            xj = load(basis, x + j)
-            h0 = fma(widen(load(matrix, row + j)), xj, h0)
-            h1 = fma(widen(load(matrix, row + r + j)), xj, h1)
-            h2 = fma(widen(load(matrix, row + 2 * r + j)), xj, h2)
-            h3 = fma(widen(load(matrix, row + 3 * r + j)), xj, h3)
-        for j in range(r):
-            y = fma(widen(load(matrix, row + j)), h0, load(product, j))
-            y = fma(widen(load(matrix, row + r + j)), h1, y)
-            y = fma(widen(load(matrix, row + 2 * r + j)), h2, y)
-            store(product, j, fma(widen(load(matrix, row + 3 * r + j)), h3, y))
+def multiply(operator, mu, basis, at, product):
+    """Put ``(C + mu diag(s)) x`` into ``product``, x being vector ``at`` of the basis; a body for each kind."""
+    raise NotImplementedError
+
+
+def across(operator, a):
+    """Sum over the lanes that belong to one member; a body for each kind of operator."""
+    raise NotImplementedError
 
 
 @inner
-def _dot(basis, at, product, r):
+def _dot(operator, basis, at, product, r):
     total = fill(load(product, 0), 0.0)
     for j in range(r):
         total = fma(load(basis, at * r + j), load(product, j), total)
-    return total
+    return across(operator, total)
+
+
+@inner
+def _norm(operator, product, r):
+    total = fill(load(product, 0), 0.0)
+    for j in range(r):
+        total = fma(load(product, j), load(product, j), total)
+    return sqrt(across(operator, total))
 
 
 @inner
@@ -88,7 +85,7 @@ def _subtract(basis, at, coefficient, product, r):
 
 
 @inner
-def _orthogonalize(basis, size, product, r):
+def _orthogonalize(operator, basis, size, product, r):
     """One classical sweep against the basis, four vectors at a time."""
     i = 0
     while i + 4 <= size:
@@ -100,6 +97,8 @@ def _orthogonalize(basis, size, product, r):
             c1 = fma(load(basis, b + r + j), w, c1)
             c2 = fma(load(basis, b + 2 * r + j), w, c2)
             c3 = fma(load(basis, b + 3 * r + j), w, c3)
+        c0, c1 = across(operator, c0), across(operator, c1)
+        c2, c3 = across(operator, c2), across(operator, c3)
         for j in range(r):
             w = fma(-c0, load(basis, b + j), load(product, j))
             w = fma(-c1, load(basis, b + r + j), w)
@@ -107,28 +106,24 @@ def _orthogonalize(basis, size, product, r):
             store(product, j, fma(-c3, load(basis, b + 3 * r + j), w))
         i += 4
     while i < size:
-        _subtract(basis, i, _dot(basis, i, product, r), product, r)
+        _subtract(basis, i, _dot(operator, basis, i, product, r), product, r)
         i += 1
 
 
 @inner
-def _normalize_start(vector, fresh, share, work, r):
+def _normalize_start(operator, vector, fresh, share, work, r):
     """Unit first basis vector from the last eigenvector and the fixed one; zero in idle lanes."""
     basis, running = work.basis, load(work.running, 0) > 0.0
-    total = fill(load(vector, 0), 0.0)
+    length = _norm(operator, vector, r)
+    known = (length > 0.0) & (length < 1e150)
+    scale = select(known, 1.0 / length, 0.0)
+    weight = select(known, fill(length, share), 1.0)
     for j in range(r):
-        total = fma(load(vector, j), load(vector, j), total)
-    known = (total > 0.0) & (total < 1e300)
-    scale = select(known, 1.0 / sqrt(total), 0.0)
-    weight = select(known, fill(total, share), 1.0)
-    total = fill(total, 0.0)
+        x = select(known, load(vector, j) * scale, 0.0) + weight * load(fresh, j)
+        store(work.product, j, x)
+    scale = 1.0 / _norm(operator, work.product, r)
     for j in range(r):
-        x = select(known, load(vector, j) * scale, 0.0) + weight * fresh[j]
-        store(basis, j, x)
-        total = fma(x, x, total)
-    scale = 1.0 / sqrt(total)
-    for j in range(r):
-        store(basis, j, select(running, load(basis, j) * scale, 0.0))
+        store(basis, j, select(running, load(work.product, j) * scale, 0.0))
 
 
 @inner
@@ -152,30 +147,26 @@ def _keep(work, size, lanes, top, error, value, residual):
 
 
 @inner
-def _expand(matrix, diagonal, mu, work, k):
+def _expand(operator, mu, work, k, r):
     """One Lanczos step; returns the new diagonal and off-diagonal entry of T."""
-    r = matrix.shape[1]
-    gram_product(matrix, diagonal, mu, work.basis, k, work.product)
-    alpha = _dot(work.basis, k, work.product, r)
+    multiply(operator, mu, work.basis, k, work.product)
+    alpha = _dot(operator, work.basis, k, work.product, r)
     _subtract(work.basis, k, alpha, work.product, r)
-    _orthogonalize(work.basis, k + 1, work.product, r)
-    total = fill(mu, 0.0)
-    for j in range(r):
-        total = fma(load(work.product, j), load(work.product, j), total)
-    beta = sqrt(total)
+    _orthogonalize(operator, work.basis, k + 1, work.product, r)
+    beta = _norm(operator, work.product, r)
     store(work.alpha, k, alpha)
     store(work.beta, k, beta)
     return alpha, beta
 
 
 @inner
-def _cycle(matrix, diagonal, mu, tolerance, work, value, residual):
+def _cycle(operator, mu, dimension, tolerance, work, value, residual):
     """One Lanczos run; lanes that meet the tolerance leave ``work.running``."""
-    r, m = matrix.shape[1], work.alpha.shape[0]
+    r, m = work.product.shape[0], work.alpha.shape[0]
     live = load(work.running, 0) > 0.0
     top = previous = fill(mu, 0.0)
     for k in range(m):
-        alpha, beta = _expand(matrix, diagonal, mu, work, k)
+        alpha, beta = _expand(operator, mu, work, k, r)
         above = bordered_bound(top, previous, alpha)
         top = largest(work.alpha, work.beta, k + 1, above, work.pivots)
         eigenvector(work.alpha, work.beta, k + 1, top, work.pivots, work.backward, work.trial)
@@ -183,7 +174,7 @@ def _cycle(matrix, diagonal, mu, tolerance, work, value, residual):
         error = sqrt(tail * tail + squared_residual(work.alpha, work.beta, k + 1, top, work.trial))
         # False for NaN as well: a lane that overflowed must not keep the others going.
         met = live & ~(error > tolerance * magnitude(top))
-        if k + 1 == r:
+        if k + 1 == dimension:
             met = live
         if any_lane(met):
             _keep(work, k + 1, met, top, error, value, residual)
@@ -199,18 +190,18 @@ def _cycle(matrix, diagonal, mu, tolerance, work, value, residual):
 
 
 @inner
-def top_of_gram(matrix, diagonal, mu, fresh, active, tolerance, work, value, residual, vector):
-    """Largest eigenvalue of ``M^T M + mu diag(s)`` in the active lanes.
+def top(operator, mu, dimension, fresh, active, tolerance, work, value, residual, vector):
+    """Largest eigenvalue of the operator in the active lanes.
 
     Parameters
     ----------
-    matrix : (rows, r, 8)
-        M, with a multiple of four rows (zero rows do no harm).
-    diagonal : (r,)
-        s, shared by the lanes.
+    operator : NamedTuple of arrays
+        Of a kind that `multiply` and `across` have bodies for.
     mu : vector
         One factor a lane.
-    fresh : (r,)
+    dimension : int
+        Size of the operator, where the Krylov space is the whole space.
+    fresh : (r, 8)
         The fixed start vector.
     active : (1, 8)
         Above 0 where a result is wanted; the other lanes are left alone.
@@ -222,14 +213,14 @@ def top_of_gram(matrix, diagonal, mu, fresh, active, tolerance, work, value, res
     vector : (r, 8) float64
         In: the last eigenvector, or zeros for a cold start. Out: the Ritz vector.
     """
-    r = matrix.shape[1]
+    r = work.product.shape[0]
     store(work.running, 0, load(active, 0))
     share = FRESH
     for _ in range(MAX_CYCLES):
         lanes = load(work.running, 0) > 0.0
         if not any_lane(lanes):
             return
-        _normalize_start(vector, fresh, share, work, r)
-        _cycle(matrix, diagonal, mu, tolerance, work, value, residual)
+        _normalize_start(operator, vector, fresh, share, work, r)
+        _cycle(operator, mu, dimension, tolerance, work, value, residual)
         _ritz_vector(work, lanes, vector, r)
         share = 0.0  # a restart continues, it must not forget

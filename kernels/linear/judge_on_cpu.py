@@ -1,19 +1,14 @@
-"""After every update: the loss, its running maxima, and whether a member has ended."""
+"""After every update on the root: the loss, the norms, and whether a member has ended."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from catapult_fast.kernels.compile import inner
-from catapult_fast.kernels.lanczos.on_cpu import top_of_gram
+from catapult_fast.kernels.compile import inner, method
+from catapult_fast.kernels.lanczos.gram_on_cpu import Gram
+from catapult_fast.kernels.lanczos.on_cpu import top
+from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, record_loss, settle, tangent_kernel
 from catapult_fast.kernels.linear.loss_on_cpu import cross_entropy, squared_error
-from catapult_fast.kernels.outcome import CONVERGED, NOT_FINITE, OVER_BOUND
-from catapult_fast.kernels.simd import any_lane, fill, fma, load, select, store, widen
-
-# Residual of the tangent kernel's top eigenvalue relative to it; the value's error is its square
-# over the gap.
-NTK_TOLERANCE_64 = 1e-9
-NTK_TOLERANCE_32 = 1e-7
+from catapult_fast.kernels.linear.state import Problem
+from catapult_fast.kernels.simd import any_lane, fill, fma, load, select, widen
 
 
 @inner
@@ -26,27 +21,26 @@ def _squares(v):
     return total
 
 
-@inner
-def tangent_kernel(problem, state, tile, active, scratch):
+@method(tangent_kernel, Problem)
+def tangent_kernel_of_root(problem, state, tile, active, scratch):
     """Largest eigenvalue ``lambda_max(u^T u + mu diag(s))``, mu that of V^T V/n_eff, in the active lanes.
 
     The mk x mk tangent kernel of k outputs splits into k blocks of size r, and the block of the
     largest mu holds the top (derived in docs/model.md). Sets ``scratch.value`` and ``.residual``.
     """
     v = state.v[tile]
-    tolerance = NTK_TOLERANCE_64 if state.v.itemsize == 8 else NTK_TOLERANCE_32
-    if v.shape[1] == 1:
-        mu = _squares(v)
-    else:
+    mu = _squares(v)
+    if v.shape[1] > 1:
         scratch.ritz_k[...] = 0.0
-        top_of_gram(
-            v, scratch.zeros, fill(load(active, 0), 0.0), scratch.fresh_k, active, 1e-11,
+        top(
+            Gram(v, scratch.zeros), fill(mu, 0.0), v.shape[1], scratch.fresh_k, active, 1e-11,
             scratch.lanczos_k, scratch.value, scratch.residual, scratch.ritz_k,
         )  # fmt: skip
         mu = load(scratch.value, 0)
-    top_of_gram(
-        state.u[tile], problem.spectrum, mu, scratch.fresh_r, active, tolerance,
-        scratch.lanczos_r, scratch.value, scratch.residual, state.ritz[tile],
+    u = state.u[tile]
+    top(
+        Gram(u, problem.wide_spectrum), mu, u.shape[1], scratch.fresh_r, active,
+        ntk_tolerance(state.v), scratch.lanczos_r, scratch.value, scratch.residual, state.ritz[tile],
     )  # fmt: skip
 
 
@@ -100,68 +94,18 @@ def _evaluate(problem, state, tile, scratch):
 
 
 @inner
-def _record_loss(state, tile, step, running, loss, late):
-    """Running maxima over every step; NaN never wins a comparison."""
-    store(state.loss, tile, select(running, loss, load(state.loss, tile)))
-    finite = running & (loss - loss == 0.0)
-    store(state.last_loss, tile, select(finite, loss, load(state.last_loss, tile)))
-    higher = running & (loss > load(state.peak, tile))
-    store(state.peak, tile, select(higher, loss, load(state.peak, tile)))
-    store(state.peak_step, tile, select(higher, float(step), load(state.peak_step, tile)))
-    if step > late:
-        late_higher = running & (loss > load(state.late_peak, tile))
-        store(state.late_peak, tile, select(late_higher, loss, load(state.late_peak, tile)))
-
-
-@inner
-def _end(state, tile, step, lanes, code):
-    """Take the marked lanes out of training."""
-    for lane in range(8):
-        if lanes[lane] > 0.0:
-            state.running[tile, lane] = 0.0
-            state.status[tile, lane] = code
-            state.n_steps[tile, lane] = step
-
-
-@inner
-def _end_where(state, tile, step, mask, code, scratch):
-    store(scratch.active, 0, select(mask, fill(load(state.loss, tile), 1.0), 0.0))
-    _end(state, tile, step, scratch.active[0], code)
-
-
-@inner
-def _converge(problem, state, tile, step, small, scratch):
-    """End the lanes with a small gradient, under MSE only at a minimum that is stable for their rate."""
-    if not problem.cross_entropy:
-        store(scratch.active, 0, select(small, fill(load(state.loss, tile), 1.0), 0.0))
-        tangent_kernel(problem, state, tile, scratch.active, scratch)
-        small = small & (load(state.eta, tile) * load(scratch.value, 0) <= 2.0)
-    _end_where(state, tile, step, small, CONVERGED, scratch)
-
-
-@inner
 def judge(problem, state, tile, step, scratch):
     """Evaluate the state after ``step`` updates and end the members that are over."""
     running = load(state.running, tile) > 0.0
     loss = _evaluate(problem, state, tile, scratch)
-    _record_loss(state, tile, step, running, loss, problem.late)
+    record_loss(state, tile, step, running, loss, problem.late)
     norm_v = _squares(state.v[tile])
-    finite = _is_finite(state.fitted[tile], norm_v)
     shrink = load(state.shrink, tile)
     norm = norm_v + load(state.norm_u, tile) + load(state.outside, tile) * shrink * shrink
-    bound = load(state.norm_bound, tile)
-    over = running & ~(norm <= bound) & (bound < np.inf)
-    tolerance = problem.gradient_tolerance
     gradient = _gradient_of_predictor(problem, state.moment[tile])
     narrow = load(state.narrow, tile) > 0.0
     if any_lane(narrow):
         full = _gradient_of_weights(problem, state.v[tile], state.u[tile], state.moment[tile])
         gradient = select(narrow, full, gradient)
-    if any_lane(running & ~finite):
-        _end_where(state, tile, step, running & ~finite, NOT_FINITE, scratch)
-    if any_lane(over):
-        _end_where(state, tile, step, over & finite, OVER_BOUND, scratch)
-    if tolerance >= 0.0:
-        small = running & finite & ~over & (gradient <= tolerance * tolerance)
-        if any_lane(small):
-            _converge(problem, state, tile, step, small, scratch)
+    finite = _is_finite(state.fitted[tile], norm_v)
+    settle(problem, state, tile, step, norm, finite, gradient, scratch)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from catapult_fast.kernels.compile import inner, jit
-from catapult_fast.kernels.linear.judge_on_cpu import tangent_kernel
+from catapult_fast.kernels.linear.ending_on_cpu import tangent_kernel
 from catapult_fast.kernels.simd import any_lane, fill, fma, load, store, widen
 
 

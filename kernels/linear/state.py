@@ -21,6 +21,7 @@ class Problem(NamedTuple):
     """
 
     spectrum: np.ndarray  # (r,) sigma^2
+    wide_spectrum: np.ndarray  # (r, 8) the same in every lane
     inverse: np.ndarray  # (r,) 1/sigma^2, 0 where sigma is 0
     target: np.ndarray  # (k, r) Y^T Phi/sqrt(m)
     offset: float  # loss of the part of Y outside the span
@@ -78,10 +79,9 @@ class Scratch(NamedTuple):
     active: np.ndarray  # (1, 8)
     value: np.ndarray  # (1, 8)
     residual: np.ndarray  # (1, 8)
-    ones: np.ndarray  # (k,)
-    zeros: np.ndarray  # (k,)
-    fresh_r: np.ndarray  # (r,)
-    fresh_k: np.ndarray  # (k,)
+    zeros: np.ndarray  # (k, 8)
+    fresh_r: np.ndarray  # (r, 8)
+    fresh_k: np.ndarray  # (k, 8)
     ritz_k: np.ndarray  # (k, 8)
     lanczos_r: lanczos.Workspace
     lanczos_k: lanczos.Workspace
@@ -117,11 +117,10 @@ def scratch(k: int, r: int, dtype: np.dtype) -> Scratch:
         active=simd.zeros((1,), np.float64),
         value=simd.zeros((1,), np.float64),
         residual=simd.zeros((1,), np.float64),
-        ones=np.ones(k),
-        zeros=np.zeros(k),
-        fresh_r=lanczos.start_vector(r),
-        fresh_k=lanczos.start_vector(k),
+        zeros=simd.zeros((k,), np.float64),
+        fresh_r=simd.repeat(lanczos.start_vector(r)),
+        fresh_k=simd.repeat(lanczos.start_vector(k)),
         ritz_k=simd.zeros((k,), np.float64),
-        lanczos_r=lanczos.workspace(r),
-        lanczos_k=lanczos.workspace(k),
+        lanczos_r=lanczos.workspace(r, r),
+        lanczos_k=lanczos.workspace(k, k),
     )

@@ -1,0 +1,330 @@
+"""The two forms of a linear network's state, and which one a sweep takes.
+
+The triangular root is right at every width and serves every variant. The scaled blocks (A, F, C) are as
+accurate for widths of at least k + r and cheaper, because C is symmetric and is touched once a step; they
+serve one output under full-batch squared error without momentum or weight decay.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catapult_fast.compress import Span
+from catapult_fast.kernels import simd
+from catapult_fast.kernels.blocks import columns_on_cpu, lanes_on_cpu
+from catapult_fast.kernels.blocks import on_cpu as blocks_kernel
+from catapult_fast.kernels.blocks import state as blocks
+from catapult_fast.kernels.lanczos.on_cpu import start_vector
+from catapult_fast.kernels.linear import observe_on_cpu
+from catapult_fast.kernels.linear import on_cpu as root_kernel
+from catapult_fast.kernels.linear import state as root
+from catapult_fast.starts import Start, minibatch_order
+from catapult_fast.sweep import Sweep
+
+__all__ = ["ColumnBlocks", "Form", "LaneBlocks", "Root", "form_of", "tolerance_of"]
+
+LANES = simd.LANES
+Array = NDArray[np.float64]
+Places = NDArray[np.intp]
+
+# Beyond this rank eight packed triangles leave a core's second cache level, and one member at a time is
+# faster (bench/results); the choice must follow from the sweep alone.
+LARGEST_IN_LANES = 128
+
+
+def form_of(sweep: Sweep, span: Span) -> type[Form]:
+    """Choose the form of a sweep's state."""
+    training, record = sweep.training, sweep.record
+    plain = training.momentum == 0.0 and training.weight_decay == 0.0 and training.batch_size is None
+    held_out = record.test or "test_accuracy" in record.also  # needs the readout itself
+    wide = int(sweep.width.min()) >= len(span.sigma) + 1
+    no_signal = span.sigma[0] == 0.0
+    if not plain or held_out or not wide or no_signal or sweep.data.k > 1 or sweep.loss != "mse":
+        return Root
+    if len(span.sigma) <= LARGEST_IN_LANES or "accuracy" in record.also:
+        return LaneBlocks
+    return ColumnBlocks
+
+
+def tolerance_of(sweep: Sweep, span: Span) -> float:
+    """Bound of ``|dL/dW|`` that counts as converged; -1 where convergence is not judged."""
+    training, relative = sweep.training, sweep.stop.converged
+    if relative is None or training.batch_size is not None or training.weight_decay > 0.0:
+        return -1.0
+    return relative * (1.0 + float(np.linalg.norm(span.target * span.sigma)))
+
+
+def _inverse(spectrum: Array) -> Array:
+    return np.divide(1.0, spectrum, out=np.zeros_like(spectrum), where=spectrum > 0)
+
+
+def _schedule(sweep: Sweep) -> Array:
+    schedule = sweep.training.schedule
+    return np.ones(sweep.steps) if schedule is None else np.array(schedule)
+
+
+class Form:
+    """State of the members of one block, tile by tile, and the kernels that act on it."""
+
+    per_tile = LANES  # members of a tile
+    state: Any
+    scratch: Any
+    problem: Any
+
+    def __init__(self, sweep: Sweep, span: Span, tiles: int) -> None:
+        self.sweep, self.span = sweep, span
+        self.schedule = _schedule(sweep)
+        self._build(np.dtype(sweep.dtype), tiles)
+        for name, value in {"root_n": 1.0, "shrink": 1.0, "norm_bound": np.inf, "last_loss": np.nan}.items():
+            getattr(self.state, name)[...] = value
+        self.state.peak[...] = self.state.late_peak[...] = -np.inf
+
+    def _build(self, dtype: np.dtype[Any], tiles: int) -> None:
+        raise NotImplementedError
+
+    def put(self, name: str, tile: Places, lane: Places, values: Any) -> None:
+        """Set a number of each member."""
+        getattr(self.state, name)[tile, lane] = values
+
+    def place(self, begin: Start, tile: Places, lane: Places) -> None:
+        """Put one start into the given members."""
+        raise NotImplementedError
+
+    def place_ritz(self, vector: Array, tile: Places, lane: Places) -> None:
+        """Give the members a first guess of the tangent kernel's top eigenvector."""
+        self.state.ritz[tile, :, lane] = vector
+
+    def ritz(self, tile: int, lane: int) -> Array:
+        """The eigenvector found last, of one member."""
+        return np.array(self.state.ritz[tile, :, lane])
+
+    def advance(self, t0: int, t1: int) -> None:
+        """Apply the updates t0 .. t1 - 1; t0 = t1 = 0 judges the starts."""
+        raise NotImplementedError
+
+    def ntk(self, wanted: Array, value: Array, residual: Array) -> None:
+        """Top eigenvalue and residual of the tangent kernel in the wanted lanes."""
+        raise NotImplementedError
+
+    def weight_norm(self, out: Array) -> None:
+        """Squared norm of all weights in every lane."""
+        raise NotImplementedError
+
+    @classmethod
+    def bytes_per_member(cls, sweep: Sweep, span: Span, rest: int) -> int:
+        """Bytes of a member while it trains, ``rest`` test directions included."""
+        raise NotImplementedError
+
+    @classmethod
+    def work_per_step(cls, sweep: Sweep, span: Span) -> float:
+        """Multiply-adds of one update of one member."""
+        raise NotImplementedError
+
+
+class Root(Form):
+    """Triangular root of [V | U], readout columns first."""
+
+    def _build(self, dtype: np.dtype[Any], tiles: int) -> None:
+        sweep, k, r = self.sweep, self.sweep.data.k, len(self.span.sigma)
+        self.problem = self._problem()
+        self.state = root.allocate(tiles, k, r, dtype, momentum=sweep.training.momentum > 0)
+        self.scratch = root.scratch(k, r, dtype)
+        self.batches = np.empty((0, 0, 0), np.int64)
+        self.order_of_tile = np.zeros(tiles, np.int64)
+
+    def _problem(self) -> root.Problem:
+        sweep, span, data, training = self.sweep, self.span, self.sweep.data, self.sweep.training
+        spectrum = span.sigma**2
+        outputs = data.k if sweep.loss_normalization == "sample_output" else 1
+        return root.Problem(
+            spectrum=spectrum,
+            wide_spectrum=simd.repeat(spectrum),
+            inverse=_inverse(spectrum),
+            target=span.target,
+            offset=span.offset,
+            features=span.features,
+            labels=np.array(data.targets, order="C"),
+            sample_weight=1.0 / (data.m * outputs),
+            batch_weight=1.0 / ((training.batch_size or data.m) * outputs),
+            cross_entropy=sweep.loss == "cross_entropy",
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            gradient_tolerance=tolerance_of(sweep, span),
+            late=9 * sweep.steps // 10,
+        )
+
+    def place(self, begin: Start, tile: Places, lane: Places) -> None:
+        """Put one start into the given members."""
+        state, q = self.state, len(begin.v)
+        state.v[tile, :q, :, lane] = begin.v
+        state.u[tile, :q, :, lane] = begin.u
+        state.fitted[tile, :, :, lane] = begin.fitted
+        state.norm_u[tile, lane] = begin.norm_u
+        state.narrow[tile, lane] = begin.width < min(self.sweep.data.k, len(self.span.sigma))
+
+    def set_batches(self, seeds: NDArray[np.int64], tile: Places) -> None:
+        """Give every tile the minibatches of its members' seed (seed 0's for given weights)."""
+        size, sweep = self.sweep.training.batch_size, self.sweep
+        assert size is not None
+        distinct, self.order_of_tile[tile] = np.unique(seeds, return_inverse=True)
+        orders = [minibatch_order(max(int(seed), 0), sweep.data.m, size, sweep.steps) for seed in distinct]
+        self.batches = np.array(orders).reshape(len(orders), sweep.steps, size)
+
+    def advance(self, t0: int, t1: int) -> None:
+        """Apply the updates t0 .. t1 - 1; t0 = t1 = 0 judges the starts."""
+        root_kernel.advance(
+            self.problem, self.state, t0, t1, self.schedule, self.batches, self.order_of_tile, self.scratch
+        )
+
+    def ntk(self, wanted: Array, value: Array, residual: Array) -> None:
+        """Top eigenvalue and residual of the tangent kernel in the wanted lanes."""
+        observe_on_cpu.ntk(self.problem, self.state, wanted, value, residual, self.scratch)
+
+    def weight_norm(self, out: Array) -> None:
+        """Squared norm of all weights in every lane."""
+        observe_on_cpu.weight_norm(self.state, out)
+
+    @classmethod
+    def bytes_per_member(cls, sweep: Sweep, span: Span, rest: int) -> int:
+        """Bytes of a member while it trains, ``rest`` test directions included."""
+        k, r, size = sweep.data.k, len(span.sigma), np.dtype(sweep.dtype).itemsize
+        rows, copies = root.rows_of(k, r), 2 if sweep.training.momentum > 0 else 1
+        return int(size * (copies * rows * (k + r) + 2 * k * r) + 8 * (rows * rest + r + 20))
+
+    @classmethod
+    def work_per_step(cls, sweep: Sweep, span: Span) -> float:
+        """Multiply-adds of one update of one member."""
+        k, r = sweep.data.k, len(span.sigma)
+        update = root.rows_of(k, r) * r * (3 * k + 2 * (sweep.training.momentum > 0))
+        samples = (sweep.training.batch_size or 0) + (sweep.data.m if sweep.loss == "cross_entropy" else 0)
+        return float(2.5 * update + 2 * samples * k * (r + 10) + 20)
+
+
+class LaneBlocks(Form):
+    """Scaled blocks, eight members to a tile."""
+
+    group = lanes_on_cpu.ROWS
+    layout: Any = lanes_on_cpu
+    problem_kind: type[blocks.Problem] = blocks.LaneProblem
+
+    def _build(self, dtype: np.dtype[Any], tiles: int) -> None:
+        r = len(self.span.sigma)
+        self.dimension = -(-r // self.group) * self.group
+        self.places = self.layout.places(self.dimension)
+        self.held = np.triu(self.places >= 0) if self.per_tile == LANES else self.places >= 0
+        spectrum = self._pad(self.span.sigma**2)
+        self.problem = self.problem_kind(
+            spectrum=self._vectors(spectrum).astype(dtype),
+            wide_spectrum=self._vectors(spectrum),
+            target=self._vectors(self._pad(self.span.target[0])).astype(dtype),
+            diagonal_at=self._diagonal_at(),
+            diagonal_weight=self._diagonal_weight(_inverse(spectrum)),
+            dimension=self.dimension,
+            offset=self.span.offset,
+            cross_entropy=False,
+            gradient_tolerance=tolerance_of(self.sweep, self.span),
+            late=9 * self.sweep.steps // 10,
+        )
+        fresh = self._vectors(self._pad(start_vector(r)))
+        self.state = blocks.allocate(tiles, len(fresh), self._packed_vectors(), dtype)
+        self.scratch = blocks.scratch(len(fresh), self.dimension, fresh, dtype)
+
+    def _pad(self, values: Array) -> Array:
+        return np.concatenate([values, np.zeros(self.dimension - len(values))])
+
+    def _vectors(self, values: Array) -> Array:
+        """A padded vector as SIMD vectors: each number in every lane."""
+        vectors: Array = simd.repeat(values)
+        return vectors
+
+    def _packed_vectors(self) -> int:
+        return int(self.places.max()) + 1
+
+    def _diagonal_at(self) -> NDArray[np.int64]:
+        return np.ascontiguousarray(np.diag(self.places))
+
+    def _diagonal_weight(self, inverse: Array) -> Array:
+        return self._vectors(inverse)
+
+    def place(self, begin: Start, tile: Places, lane: Places) -> None:
+        """Put one start into the given members."""
+        u = np.zeros((len(begin.u), self.dimension))
+        u[:, : begin.u.shape[1]] = begin.u
+        packed = np.zeros(self._packed_vectors() * (LANES // self.per_tile))
+        packed[self.places[self.held]] = (u.T @ u)[self.held]
+        self._place_packed(packed, self._pad(begin.fitted[0]), tile, lane)
+        self.put("norm_v", tile, lane, np.sum(begin.v**2))
+
+    def _place_packed(self, packed: Array, fitted: Array, tile: Places, lane: Places) -> None:
+        self.state.packed[tile, :, lane] = packed
+        self.state.fitted[tile, 0, :, lane] = fitted
+
+    def advance(self, t0: int, t1: int) -> None:
+        """Apply the updates t0 .. t1 - 1; t0 = t1 = 0 judges the starts."""
+        blocks_kernel.advance(self.problem, self.state, t0, t1, self.schedule, self.scratch)
+
+    def ntk(self, wanted: Array, value: Array, residual: Array) -> None:
+        """Top eigenvalue and residual of the tangent kernel in the wanted lanes."""
+        blocks_kernel.ntk(self.problem, self.state, wanted, value, residual, self.scratch)
+
+    def weight_norm(self, out: Array) -> None:
+        """Squared norm of all weights in every lane."""
+        blocks_kernel.weight_norm(self.problem, self.state, out)
+
+    @classmethod
+    def bytes_per_member(cls, sweep: Sweep, span: Span, rest: int) -> int:
+        """Bytes of a member while it trains."""
+        r, size = len(span.sigma) + cls.group, np.dtype(sweep.dtype).itemsize
+        return int(size * (r * (r + cls.group) / 2 + 3 * r) + 8 * (r + 20))
+
+    @classmethod
+    def work_per_step(cls, sweep: Sweep, span: Span) -> float:
+        """Multiply-adds of one update of one member."""
+        r = len(span.sigma) + cls.group
+        return float(2 * r * r + 20 * r)
+
+
+class ColumnBlocks(LaneBlocks):
+    """Scaled blocks, one member to a tile with eight columns in the lanes."""
+
+    per_tile = 1
+    group = columns_on_cpu.ROWS
+    layout = columns_on_cpu
+    problem_kind = blocks.ColumnProblem
+
+    def put(self, name: str, tile: Places, lane: Places, values: Any) -> None:
+        """Set a number of each member, the same in all lanes."""
+        getattr(self.state, name)[tile] = np.broadcast_to(values, tile.shape)[:, None]
+
+    def _vectors(self, values: Array) -> Array:
+        """A padded vector as SIMD vectors: eight numbers each."""
+        vectors: Array = simd.empty((len(values) // LANES,), np.float64)
+        vectors[...] = values.reshape(-1, LANES)
+        return vectors
+
+    def _packed_vectors(self) -> int:
+        vectors: int = (int(self.places.max()) + 1) // LANES
+        return vectors
+
+    def _diagonal_at(self) -> NDArray[np.int64]:
+        return np.ascontiguousarray(np.diag(self.places) // LANES)
+
+    def _diagonal_weight(self, inverse: Array) -> Array:
+        weight: Array = simd.zeros((self.dimension,), np.float64)
+        weight[np.arange(self.dimension), np.diag(self.places) % LANES] = inverse
+        return weight
+
+    def _place_packed(self, packed: Array, fitted: Array, tile: Places, lane: Places) -> None:
+        self.state.packed[tile] = packed.reshape(-1, LANES)
+        self.state.fitted[tile, 0] = fitted.reshape(-1, LANES)
+
+    def place_ritz(self, vector: Array, tile: Places, lane: Places) -> None:
+        """Give the members a first guess of the tangent kernel's top eigenvector."""
+        self.state.ritz[tile] = vector.reshape(-1, LANES)
+
+    def ritz(self, tile: int, lane: int) -> Array:
+        """The eigenvector found last, of one member."""
+        return np.array(self.state.ritz[tile].reshape(-1))

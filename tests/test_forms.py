@@ -1,0 +1,82 @@
+"""The forms of the linear network's state give the same runs; which one runs follows from the sweep alone."""
+
+import numpy as np
+import pytest
+
+import catapult_fast as cf
+from catapult_fast import forms, linear
+from catapult_fast.compress import compress
+from catapult_fast.kernels.blocks import columns_on_cpu, lanes_on_cpu
+
+FORMS = (forms.Root, forms.LaneBlocks, forms.ColumnBlocks)
+
+
+def run_in(form, monkeypatch, sweep):
+    monkeypatch.setattr(linear, "form_of", lambda sweep, span: form)
+    linear.initial_of.cache_clear()
+    try:
+        return cf.run(sweep, progress=False, workers=1)
+    finally:
+        linear.initial_of.cache_clear()
+
+
+def sweep_of(d, m, dtype="float64", **options):
+    data = cf.load_dataset("gaussian", dim=d, n_train=m)
+    record = cf.Record(every=5, also=("weight_norm",))
+    grid = {"kappa": np.linspace(0.3, 4.4, 11), "width": [2**10, 2**40], "steps": 40}
+    return cf.Sweep(data, cf.TwoLayerLinear(), record=record, dtype=dtype, **grid | options)
+
+
+@pytest.mark.parametrize(("d", "m"), [(1, 3), (3, 5), (8, 20), (13, 9), (37, 50)])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_every_form_gives_the_same_run(d, m, dtype, monkeypatch):
+    # In float32 a gradient of 1e-9 is rounding, and so is the step at which it is reached.
+    stop = cf.Stop() if dtype == "float64" else cf.Stop(converged=None)
+    sweep = sweep_of(d, m, dtype, stop=stop, training=cf.GradientDescent(schedule=np.linspace(0.5, 1.0, 40)))
+    root, *others = (run_in(form, monkeypatch, sweep) for form in FORMS)
+    eps = np.finfo(dtype).eps
+    # A catapult multiplies rounding by its own height; the first records come before it.
+    early, late = (1e2 * eps, slice(0, 2)), (1e7 * eps, slice(0, None))
+    for other in others:
+        np.testing.assert_array_equal(other.status, root.status)
+        np.testing.assert_array_equal(other.n_steps, root.n_steps)
+        np.testing.assert_allclose(other.initial_ntk_lambda_max, root.initial_ntk_lambda_max, rtol=1e2 * eps)
+        for name in ("loss", "ntk_lambda_max", "weight_norm"):
+            for tolerance, steps in (early, late):
+                a, b = getattr(other, name)[..., steps], getattr(root, name)[..., steps]
+                scale = np.nanmax(np.abs(b), axis=-1, keepdims=True)
+                ended = root.status[..., None] == 3
+                assert np.nanmax(np.where(ended, 0.0, np.abs(a - b) / scale)) < tolerance, name
+
+
+@pytest.mark.parametrize(("layout", "size"), [(lanes_on_cpu, 12), (columns_on_cpu, 24)])
+def test_packed_places_hold_every_entry_once(layout, size):
+    at = layout.places(size)
+    upper = at[np.triu_indices(size)]
+    assert (upper >= 0).all()
+    assert len(np.unique(upper)) == len(upper)
+    held = at[at >= 0] if layout is columns_on_cpu else upper
+    np.testing.assert_array_equal(np.sort(np.unique(held)), np.arange(held.max() + 1))
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        (forms.LaneBlocks, {}),
+        (forms.LaneBlocks, {"training": cf.GradientDescent(schedule=np.ones(40))}),
+        (forms.Root, {"width": [3, 2**40]}),  # below r + 1 the blocks would gain rank
+        (forms.Root, {"training": cf.GradientDescent(momentum=0.5)}),
+        (forms.Root, {"training": cf.GradientDescent(weight_decay=0.1)}),
+        (forms.Root, {"training": cf.GradientDescent(batch_size=2)}),
+    ],
+)
+def test_choice_follows_from_the_sweep(form, options):
+    sweep = sweep_of(5, 9, **options)
+    assert forms.form_of(sweep, compress(sweep.data)) is form
+
+
+def test_choice_by_rank_and_record():
+    sweep = sweep_of(140, 150)
+    assert forms.form_of(sweep, compress(sweep.data)) is forms.ColumnBlocks
+    with_accuracy = cf.Sweep(sweep.data, sweep.net, kappa=[1.0], record=cf.Record(also=("accuracy",)))
+    assert forms.form_of(with_accuracy, compress(sweep.data)) is forms.LaneBlocks
