@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from catapult_fast.data import Dataset
 
@@ -51,7 +52,12 @@ def _unexplained(targets: Array, basis: Array, norm: float) -> float:
 
 
 def compress(data: Dataset, loss_normalization: str = "sample") -> Span:
-    """Thin singular value decomposition of the training inputs."""
+    """Thin singular value decomposition of the training inputs; its bits do not depend on BLAS's threads."""
+    with threadpool_limits(1, user_api="blas"):
+        return _compress(data, loss_normalization)
+
+
+def _compress(data: Dataset, loss_normalization: str) -> Span:
     norm = _normalizer(data, loss_normalization, data.m)
     phi, sigma, qt = np.linalg.svd(data.X / np.sqrt(norm), full_matrices=False)
     r = max(1, _numerical_rank(sigma, data.X.shape, sigma[0]))
@@ -69,6 +75,11 @@ def compress(data: Dataset, loss_normalization: str = "sample") -> Span:
 
 def compress_test(data: Dataset, span: Span, loss_normalization: str = "sample") -> HeldOut:
     """Split the test inputs; directions outside the training span are kept apart, for they never train."""
+    with threadpool_limits(1, user_api="blas"):
+        return _compress_test(data, span, loss_normalization)
+
+
+def _compress_test(data: Dataset, span: Span, loss_normalization: str) -> HeldOut:
     X, targets = data.X_test, data.test_targets
     assert targets is not None
     norm = _normalizer(data, loss_normalization, len(X))

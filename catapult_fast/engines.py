@@ -2,7 +2,8 @@
 
 An engine is a module with four functions: ``start(sweep, members) -> state``, judged at step 0;
 ``advance(state, t0, t1)``, a step window; ``observe(state, names, step) -> dict`` of (B,) arrays;
-``bytes_per_member(sweep)``. A fifth, ``work_per_step(sweep)``, foretells times.
+``bytes_per_member(sweep)``. Two more plan: ``block_members(sweep)`` says how many to advance
+together, ``work_per_step(sweep)`` foretells times.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ serve one output under full-batch squared error without momentum or weight decay
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from catapult_fast.compress import Span
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.blocks import columns_on_cpu, lanes_on_cpu
 from catapult_fast.kernels.blocks import on_cpu as blocks_kernel
+from catapult_fast.kernels.blocks import shared_on_cpu as shared
 from catapult_fast.kernels.blocks import state as blocks
 from catapult_fast.kernels.lanczos.on_cpu import start_vector
 from catapult_fast.kernels.linear import observe_on_cpu
@@ -24,7 +26,7 @@ from catapult_fast.kernels.linear import state as root
 from catapult_fast.starts import Start, minibatch_order
 from catapult_fast.sweep import Sweep
 
-__all__ = ["ColumnBlocks", "Form", "LaneBlocks", "Root", "form_of", "tolerance_of"]
+__all__ = ["ColumnBlocks", "Form", "LaneBlocks", "Root", "SharedColumns", "form_of", "tolerance_of"]
 
 LANES = simd.LANES
 Array = NDArray[np.float64]
@@ -33,6 +35,32 @@ Places = NDArray[np.intp]
 # Beyond this rank eight packed triangles leave a core's second cache level, and one member at a time is
 # faster (bench/results); the choice must follow from the sweep alone.
 LARGEST_IN_LANES = 128
+
+# A block's state should stay in a core's share of the last cache level.
+_BLOCK_BYTES = 8 << 20
+_LARGEST_BLOCK = 65536
+
+# Cost model of large ranks, one core of a 2-core Zen 4 machine (bench/results): multiply-adds a second of
+# the fused kernel and of a matrix product, bytes a second of a block in main memory and of pairs, and the
+# last cache level's share of a core.
+_MULTIPLY_ADDS = 20e9
+_PRODUCT = 20e9
+_BLOCK_MEMORY = 38e9
+_PAIR_MEMORY = 19e9
+_CACHE = 12 << 20
+# Below so many rates a start, its panels are mostly empty.
+_FEWEST_SHARED = 16
+
+
+def _seconds_fused(r: int) -> float:
+    """Predicted time of one step of one member with a block of its own."""
+    block = 4.0 * r * r
+    return 2.0 * r * r / _MULTIPLY_ADDS + (2.0 * block / _BLOCK_MEMORY if block > _CACHE else 0.0)
+
+
+def _seconds_shared(r: int, steps: int) -> float:
+    """Predicted time of one step of one member whose start is shared, averaged over the run."""
+    return r * r / _PRODUCT + 16.0 * r * steps / _PAIR_MEMORY
 
 
 def form_of(sweep: Sweep, span: Span) -> type[Form]:
@@ -46,6 +74,9 @@ def form_of(sweep: Sweep, span: Span) -> type[Form]:
         return Root
     if len(span.sigma) <= LARGEST_IN_LANES or "accuracy" in record.also:
         return LaneBlocks
+    shares = len(sweep.rates) >= _FEWEST_SHARED
+    if shares and _seconds_shared(len(span.sigma), sweep.steps) < _seconds_fused(len(span.sigma)):
+        return SharedColumns
     return ColumnBlocks
 
 
@@ -70,6 +101,7 @@ class Form:
     """State of the members of one block, tile by tile, and the kernels that act on it."""
 
     per_tile = LANES  # members of a tile
+    step = LANES  # members that a block should be a multiple of
     state: Any
     scratch: Any
     problem: Any
@@ -89,7 +121,16 @@ class Form:
         """Set a number of each member."""
         getattr(self.state, name)[tile, lane] = values
 
-    def place(self, begin: Start, tile: Places, lane: Places) -> None:
+    @classmethod
+    def arrange(cls, sweep: Sweep, members: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of each member among the tiles' places."""
+        return np.arange(len(members))
+
+    def prepare(self, begin: Start) -> Any:
+        """Whatever of a start is costly to form and shared by its members."""
+        return None
+
+    def place(self, begin: Start, prepared: Any, tile: Places, lane: Places) -> None:
         """Put one start into the given members."""
         raise NotImplementedError
 
@@ -112,6 +153,13 @@ class Form:
     def weight_norm(self, out: Array) -> None:
         """Squared norm of all weights in every lane."""
         raise NotImplementedError
+
+    @classmethod
+    def block_members(cls, sweep: Sweep, span: Span, rest: int) -> int:
+        """Members to advance together: as many as stay in a core's share of the last cache level."""
+        fitting = _BLOCK_BYTES // cls.bytes_per_member(sweep, span, rest)
+        members: int = max(cls.step, fitting // cls.step * cls.step)
+        return min(_LARGEST_BLOCK, members)
 
     @classmethod
     def bytes_per_member(cls, sweep: Sweep, span: Span, rest: int) -> int:
@@ -156,7 +204,21 @@ class Root(Form):
             late=9 * sweep.steps // 10,
         )
 
-    def place(self, begin: Start, tile: Places, lane: Places) -> None:
+    @classmethod
+    def arrange(cls, sweep: Sweep, members: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of each member; with minibatches a tile holds members of one seed only."""
+        if sweep.training.batch_size is None:
+            return np.arange(len(members))
+        places = np.empty(len(members), np.int64)
+        seeds = sweep.coordinates(members)[1]
+        used = 0
+        edges = np.flatnonzero(np.diff(seeds, prepend=-1, append=-1))
+        for low, high in pairwise(edges.tolist()):
+            places[low:high] = used + np.arange(high - low)
+            used += -(-(high - low) // LANES) * LANES
+        return places
+
+    def place(self, begin: Start, prepared: Any, tile: Places, lane: Places) -> None:
         """Put one start into the given members."""
         state, q = self.state, len(begin.v)
         state.v[tile, :q, :, lane] = begin.v
@@ -229,8 +291,11 @@ class LaneBlocks(Form):
             late=9 * self.sweep.steps // 10,
         )
         fresh = self._vectors(self._pad(start_vector(r)))
-        self.state = blocks.allocate(tiles, len(fresh), self._packed_vectors(), dtype)
+        self.state = self._allocate(tiles, len(fresh), dtype)
         self.scratch = blocks.scratch(len(fresh), self.dimension, fresh, dtype)
+
+    def _allocate(self, tiles: int, size: int, dtype: np.dtype[Any]) -> Any:
+        return blocks.allocate(tiles, size, self._packed_vectors(), dtype)
 
     def _pad(self, values: Array) -> Array:
         return np.concatenate([values, np.zeros(self.dimension - len(values))])
@@ -249,17 +314,31 @@ class LaneBlocks(Form):
     def _diagonal_weight(self, inverse: Array) -> Array:
         return self._vectors(inverse)
 
-    def place(self, begin: Start, tile: Places, lane: Places) -> None:
-        """Put one start into the given members."""
+    def prepare(self, begin: Start) -> Any:
+        """The packed block C of a start."""
+        return self._pack(self._block(begin))
+
+    def _block(self, begin: Start) -> Array:
+        """C, padded with zeros."""
         u = np.zeros((len(begin.u), self.dimension))
         u[:, : begin.u.shape[1]] = begin.u
+        return u.T @ u
+
+    def _pack(self, block: Array) -> Array:
         packed = np.zeros(self._packed_vectors() * (LANES // self.per_tile))
-        packed[self.places[self.held]] = (u.T @ u)[self.held]
-        self._place_packed(packed, self._pad(begin.fitted[0]), tile, lane)
+        packed[self.places[self.held]] = block[self.held]
+        return packed
+
+    def place(self, begin: Start, prepared: Any, tile: Places, lane: Places) -> None:
+        """Put one start into the given members."""
+        self._place_packed(prepared, tile, lane)
+        self._place_fitted(self._pad(begin.fitted[0]), tile, lane)
         self.put("norm_v", tile, lane, np.sum(begin.v**2))
 
-    def _place_packed(self, packed: Array, fitted: Array, tile: Places, lane: Places) -> None:
+    def _place_packed(self, packed: Array, tile: Places, lane: Places) -> None:
         self.state.packed[tile, :, lane] = packed
+
+    def _place_fitted(self, fitted: Array, tile: Places, lane: Places) -> None:
         self.state.fitted[tile, 0, :, lane] = fitted
 
     def advance(self, t0: int, t1: int) -> None:
@@ -317,8 +396,10 @@ class ColumnBlocks(LaneBlocks):
         weight[np.arange(self.dimension), np.diag(self.places) % LANES] = inverse
         return weight
 
-    def _place_packed(self, packed: Array, fitted: Array, tile: Places, lane: Places) -> None:
+    def _place_packed(self, packed: Array, tile: Places, lane: Places) -> None:
         self.state.packed[tile] = packed.reshape(-1, LANES)
+
+    def _place_fitted(self, fitted: Array, tile: Places, lane: Places) -> None:
         self.state.fitted[tile, 0] = fitted.reshape(-1, LANES)
 
     def place_ritz(self, vector: Array, tile: Places, lane: Places) -> None:
@@ -328,3 +409,92 @@ class ColumnBlocks(LaneBlocks):
     def ritz(self, tile: int, lane: int) -> Array:
         """The eigenvector found last, of one member."""
         return np.array(self.state.ritz[tile].reshape(-1))
+
+
+class SharedColumns(ColumnBlocks):
+    """Blocks whose members share the C of their start: one matrix product over a panel of members.
+
+    A panel has a fixed size and a member's place in it follows from its index, since a product of
+    another shape, or another column of it, may round differently.
+    """
+
+    step = 32
+    problem_kind = shared.SharedProblem
+
+    def __init__(self, sweep: Sweep, span: Span, tiles: int) -> None:
+        super().__init__(sweep, span, -(-tiles // self.step) * self.step)
+        self.blocks: list[Array] = []
+        self.block_of_panel = np.zeros(len(self.state.start) // self.step, np.intp)
+
+    def _allocate(self, tiles: int, size: int, dtype: np.dtype[Any]) -> Any:
+        return shared.allocate(tiles, 0, self.sweep.steps, size, self._packed_vectors(), dtype)
+
+    @classmethod
+    def arrange(cls, sweep: Sweep, members: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of each member: a panel holds members of one start, by their rate's number."""
+        _, _, i_rate = sweep.coordinates(members)
+        panel, place = np.divmod(i_rate, cls.step)
+        panels = -(-len(sweep.rates) // cls.step)
+        number = members // len(sweep.rates) * panels + panel
+        used: NDArray[np.int64] = np.unique(number, return_inverse=True)[1]
+        places: NDArray[np.int64] = used * cls.step + place
+        return places
+
+    def prepare(self, begin: Start) -> Any:
+        """C of a start, packed and as a full matrix for the panels' products."""
+        block = self._block(begin)
+        return self._pack(block), block.astype(self.sweep.dtype)
+
+    def place(self, begin: Start, prepared: Any, tile: Places, lane: Places) -> None:
+        """Put one start into the given members."""
+        packed, block = prepared
+        self.block_of_panel[np.unique(tile // self.step)] = len(self.blocks)
+        self.state.start[tile] = len(self.blocks)
+        self.blocks.append(block)
+        together = np.concatenate([self.state.packed, packed.reshape(1, -1, LANES).astype(self.sweep.dtype)])
+        self.state = self.state._replace(packed=together)
+        self._place_fitted(self._pad(begin.fitted[0]), tile, lane)
+        self.put("norm_v", tile, lane, np.sum(begin.v**2))
+        self.put("norm_u", tile, lane, begin.norm_u)
+
+    def advance(self, t0: int, t1: int) -> None:
+        """Apply the updates t0 .. t1 - 1; t0 = t1 = 0 judges the starts."""
+        if t1 == 0:
+            shared.begin(self.problem, self.state)
+            shared.finish(self.problem, self.state, 0, self._products(), self.scratch)
+        for t in range(t0, t1):
+            shared.move(self.problem, self.state, t, self.schedule[t])
+            shared.finish(self.problem, self.state, t + 1, self._products(), self.scratch)
+
+    def _products(self) -> Array:
+        """``C_0 rho`` of every member, panel by panel."""
+        rho = self.state.moment.reshape(-1, self.step, self.dimension)
+        products: Array = np.empty_like(rho)
+        running = self.state.running[:, 0].reshape(-1, self.step).any(axis=1)
+        for panel in np.flatnonzero(running):
+            np.matmul(rho[panel], self.blocks[self.block_of_panel[panel]], out=products[panel])
+        return products.reshape(len(self.state.start), -1, LANES)
+
+    def ntk(self, wanted: Array, value: Array, residual: Array) -> None:
+        """Top eigenvalue and residual of the tangent kernel in the wanted lanes."""
+        shared.ntk(self.problem, self.state, wanted, value, residual, self.scratch)
+
+    def weight_norm(self, out: Array) -> None:
+        """Squared norm of all weights in every lane."""
+        shared.weight_norm(self.state, out)
+
+    @classmethod
+    def block_members(cls, sweep: Sweep, span: Span, rest: int) -> int:
+        """Members to advance together: one panel."""
+        return cls.step
+
+    @classmethod
+    def bytes_per_member(cls, sweep: Sweep, span: Span, rest: int) -> int:
+        """Bytes of a member while it trains: its pairs, and its share of the common block."""
+        r, size = len(span.sigma) + LANES, np.dtype(sweep.dtype).itemsize
+        return int(size * r * (2 * sweep.steps + 4 + 1.5 * r / cls.step))
+
+    @classmethod
+    def work_per_step(cls, sweep: Sweep, span: Span) -> float:
+        """Multiply-adds of one update of one member, reading the pairs counted as such."""
+        return _seconds_shared(len(span.sigma), sweep.steps) * _MULTIPLY_ADDS

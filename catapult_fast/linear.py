@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,17 @@ from catapult_fast.kernels.outcome import NO_RATE
 from catapult_fast.starts import Start, compress_root, compress_weights, draw_root
 from catapult_fast.sweep import Sweep
 
-__all__ = ["advance", "bytes_per_member", "initial_of", "observe", "rates_of", "span_of", "start", "work_per_step"]
+__all__ = [
+    "advance",
+    "block_members",
+    "bytes_per_member",
+    "initial_of",
+    "observe",
+    "rates_of",
+    "span_of",
+    "start",
+    "work_per_step",
+]
 
 Array = NDArray[np.float64]
 
@@ -32,6 +41,7 @@ class Initial(NamedTuple):
     ntk: float
     residual: float
     ritz: Array
+    prepared: Any
 
 
 @dataclass
@@ -87,22 +97,12 @@ def initial_of(sweep: Sweep, width: int, seed: int) -> Initial:
 def _with_ntk(sweep: Sweep, begin: Start) -> Initial:
     form = form_of(sweep, span_of(sweep))(sweep, span_of(sweep), 1)
     first = np.zeros(1, np.intp)
-    form.place(begin, first, first)
+    prepared = form.prepare(begin)
+    form.place(begin, prepared, first, first)
     form.put("running", first, first, 1.0)
     value, residual = simd.zeros((1,), np.float64), simd.zeros((1,), np.float64)
     form.ntk(form.state.running, value, residual)
-    return Initial(begin, float(value[0, 0]), float(residual[0, 0]), form.ritz(0, 0))
-
-
-def _places(groups: NDArray[np.int64], per_tile: int) -> NDArray[np.int64]:
-    """Place of each member; a tile holds members of one group only."""
-    places = np.empty(len(groups), np.int64)
-    used = 0
-    edges = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1, append=groups[-1] + 1))
-    for low, high in pairwise(edges.tolist()):
-        places[low:high] = used + np.arange(high - low)
-        used += -(-(high - low) // per_tile) * per_tile
-    return places
+    return Initial(begin, float(value[0, 0]), float(residual[0, 0]), form.ritz(0, 0), prepared)
 
 
 def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
@@ -117,8 +117,8 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
     i_width, i_seed, i_rate = sweep.coordinates(members)
     seeds, batch = sweep.seeds[i_seed], sweep.training.batch_size
     kind = form_of(sweep, span_of(sweep))
-    tile, lane = np.divmod(_places(seeds if batch else np.zeros_like(members), kind.per_tile), kind.per_tile)
-    form = kind(sweep, span_of(sweep), int(tile[-1]) + 1)
+    tile, lane = np.divmod(kind.arrange(sweep, members), kind.per_tile)
+    form = kind(sweep, span_of(sweep), int(tile.max()) + 1)
     if isinstance(form, Root) and batch:
         form.set_batches(seeds, tile)
     block = LinearState(
@@ -148,7 +148,7 @@ def _rest_of(sweep: Sweep, form: Form) -> Array:
 def _fill(block: LinearState, first: Initial, here: NDArray[np.intp]) -> None:
     """Put one start into the members ``here`` of the block."""
     begin, form, tile, lane = first.start, block.form, block.tile[here], block.lane[here]
-    form.place(begin, tile, lane)
+    form.place(begin, first.prepared, tile, lane)
     form.place_ritz(first.ritz, tile, lane)
     form.put("root_n", tile, lane, begin.root_n)
     form.put("outside", tile, lane, begin.outside)
@@ -311,6 +311,14 @@ def bytes_per_member(sweep: Sweep) -> int:
     held_out, span = _held_out_of(sweep), span_of(sweep)
     rest = 0 if held_out is None else held_out.directions.shape[1]
     return form_of(sweep, span).bytes_per_member(sweep, span, rest)
+
+
+def block_members(sweep: Sweep) -> tuple[int, int]:
+    """Members to advance together, and the number that this should be a multiple of."""
+    held_out, span = _held_out_of(sweep), span_of(sweep)
+    rest = 0 if held_out is None else held_out.directions.shape[1]
+    kind = form_of(sweep, span)
+    return kind.block_members(sweep, span, rest), kind.step
 
 
 def work_per_step(sweep: Sweep) -> float:

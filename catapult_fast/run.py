@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from catapult_fast import engines
 from catapult_fast.errors import ConfigError, SweepMismatch
-from catapult_fast.kernels.outcome import CONVERGED, DONE, NOT_RUN
+from catapult_fast.kernels.outcome import CONVERGED, DONE, NO_RATE
 from catapult_fast.layout import member_variables, recorded
 from catapult_fast.phases import classify
 from catapult_fast.results import Results, open_results
@@ -31,9 +31,6 @@ __all__ = ["plan", "run"]
 
 Arrays = dict[str, NDArray[Any]]
 
-# A block's state should stay in a core's share of the last cache level.
-_BLOCK_BYTES = 8 << 20
-_LARGEST_BLOCK = 65536
 # Multiply-adds a second of one core, measured on a 2-core machine with AVX-512 (bench/results);
 # they set window lengths and predictions, never results.
 _RATE = 8e9
@@ -95,6 +92,8 @@ def run(
         raise TypeError(f"sweep must be a Sweep, got {type(sweep).__name__}")
     if executor is not None:
         raise ConfigError(f"executor = {executor!r} is not built yet; leave it out to use a thread pool")
+    if path is not None and not isinstance(path, str | PathLike):
+        raise TypeError(f"path must be a string or a path, got {path!r} of type {type(path).__name__}")
     true_or_false("progress", progress)
     workers = available_cores() if workers is None else whole("workers", workers, low=1)
     size = None if shard_members is None else whole("shard_members", shard_members, low=1)
@@ -168,7 +167,7 @@ def plan(sweep: Sweep, engine: ModuleType, workers: int = 1) -> dict[str, float]
     records = len(sweep.record_steps) if sweep.record.every else 2
     work = members * (sweep.steps * engine.work_per_step(sweep) + records * _record_work(sweep, engine))
     row = _bytes_of_results(sweep)
-    block = min(block_members(sweep, engine), members)
+    block = min(engine.block_members(sweep)[0], members)
     shard = min(_shard_size(sweep, engine, members, workers), members)
     memory = workers * (block * engine.bytes_per_member(sweep) + 3 * shard * row)
     return {"members": members, "bytes": members * row, "memory": memory, "seconds": work / (_RATE * workers)}
@@ -184,17 +183,12 @@ def _bytes_of_results(sweep: Sweep) -> int:
     return sum(v.dtype.itemsize * (records if v.kind == "trajectory" else 1) for v in member_variables(sweep))
 
 
-def block_members(sweep: Sweep, engine: ModuleType) -> int:
-    """Members advanced together: a multiple of eight that fits the cache."""
-    fitting = _BLOCK_BYTES // max(1, engine.bytes_per_member(sweep))
-    return int(min(_LARGEST_BLOCK, max(8, fitting // 8 * 8)))
-
-
 def _shard_size(sweep: Sweep, engine: ModuleType, members: int, workers: int) -> int:
     """Members of a shard: seconds of work, bounded memory, several shards a worker."""
     work = max(1.0, sweep.steps * engine.work_per_step(sweep) * 1.5)
     limits = (_SHARD_SECONDS * _RATE / work, _SHARD_BYTES / _bytes_of_results(sweep), members / (4 * workers))
-    return max(8, -(-int(min(limits)) // 8) * 8)
+    step = engine.block_members(sweep)[1]
+    return int(max(step, -(-int(min(limits)) // step) * step))
 
 
 def _ranges(low: int, high: int, size: int) -> Iterator[tuple[int, int]]:
@@ -275,7 +269,7 @@ def compute_shard(
 ) -> Arrays:
     """Compute the members low .. high - 1, block by block: a pure function of sweep and range."""
     blocks = []
-    for first, last in _ranges(low, high, block_members(sweep, engine)):
+    for first, last in _ranges(low, high, engine.block_members(sweep)[0]):
         blocks.append(_Block(sweep, engine, first, last, cancel).run())
         report(last - first)
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
@@ -325,7 +319,8 @@ class _Block:
         if not every or step % every:
             return
         for name, values in self.engine.observe(self.state, self.names, step).items():
-            self.arrays[name][:, step // every] = values
+            with np.errstate(over="ignore"):  # a diverging loss may be beyond float32
+                self.arrays[name][:, step // every] = values
             np.copyto(self.last_finite[name], values, where=np.isfinite(values))
 
     def _finish(self) -> None:
@@ -337,7 +332,8 @@ class _Block:
         through = known["running"]
         known["status"] = np.where(through, DONE, known["status"])
         known["n_steps"] = np.where(through, sweep.steps, known["n_steps"])
-        known["final_loss"] = known["last_loss"]
+        # The scalar engine's last finite state may have a loss beyond float64.
+        known["final_loss"] = self._finite_or_recorded("loss", known["last_loss"], known["status"])
         converged = known["status"] == CONVERGED
         known["late_max_loss"] = np.where(converged, known["last_loss"], known["late_max_loss"])
         known |= self._last_values(known["status"])
@@ -358,6 +354,9 @@ class _Block:
         names = tuple(name for name in ("ntk_lambda_max", "test_loss") if name in self.names)
         final = {}
         for name, values in self.engine.observe(self.state, names, None).items():
-            kept = np.where(np.isfinite(values), values, self.last_finite[name])
-            final[f"final_{name}"] = np.where(status == NOT_RUN, np.nan, kept)
+            final[f"final_{name}"] = self._finite_or_recorded(name, values, status)
         return final
+
+    def _finite_or_recorded(self, name: str, values: NDArray[Any], status: NDArray[Any]) -> NDArray[Any]:
+        kept = np.where(np.isfinite(values), values, self.last_finite[name])
+        return np.where(status == NO_RATE, np.nan, kept)

@@ -19,7 +19,7 @@ from catapult_fast.kernels.outcome import CONVERGED, NO_RATE, NOT_FINITE, NOT_RU
 from catapult_fast.linear import initial_of, rates_of, span_of
 from catapult_fast.sweep import Sweep
 
-__all__ = ["advance", "bytes_per_member", "observe", "start", "work_per_step"]
+__all__ = ["advance", "block_members", "bytes_per_member", "observe", "start", "work_per_step"]
 
 Array = NDArray[np.float64]
 
@@ -140,6 +140,11 @@ def _outcome(block: ScalarState) -> dict[str, NDArray[Any]]:
 def bytes_per_member(sweep: Sweep) -> int:
     """Bytes of a member's state while it trains."""
     return 160
+
+
+def block_members(sweep: Sweep) -> tuple[int, int]:
+    """Members to advance together, and the number that this should be a multiple of."""
+    return 65536, 64
 
 
 def work_per_step(sweep: Sweep) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from os import PathLike
@@ -59,8 +59,8 @@ class Record:
         object.__setattr__(self, "every", whole("every", self.every, low=0))
         for name in ("ntk", "sharpness", "test"):
             true_or_false(name, getattr(self, name))
-        if isinstance(self.also, str):
-            raise TypeError(f"also must be a tuple of names, got the string {self.also!r}")
+        if isinstance(self.also, str) or not isinstance(self.also, Iterable):
+            raise TypeError(f"also must be a tuple of names, got {self.also!r} of type {type(self.also).__name__}")
         object.__setattr__(self, "also", tuple(choice("also", name, ALSO) for name in self.also))
         if self.sharpness:
             raise ConfigError("sharpness = True: the loss Hessian is not built yet; record the tangent kernel (ntk)")
@@ -185,9 +185,11 @@ class Sweep:
             self._set("width", _whole_axis("width", self.net.width if self.width is None else self.width, 1, MAX_WIDTH))
             self._set("seeds", _seed_axis(self.seeds))
             return
-        if self.width is not None or not (np.ndim(self.seeds) == 0 and self.seeds == 1):
-            raise ConfigError("weights replace seeds and width: leave both out")
         V, U = _given_weights(self.weights, self.data)
+        left_out = self.width is None and _depth(self.seeds) == 0 and self.seeds == 1
+        # A copy with changes (dataclasses.replace) hands over the axes that it found here.
+        if not left_out and not (np.array_equal(self.width, [len(V)]) and np.array_equal(self.seeds, [-1])):
+            raise ConfigError("weights replace seeds and width: leave both out")
         self._set("weights", (V, U))
         self._set("width", _read_only(np.array([len(V)], np.int64)))
         self._set("seeds", _read_only(np.array([-1], np.int64)))
@@ -316,7 +318,12 @@ class Sweep:
 
 
 def _dtype_name(dtype: Any) -> Any:
-    return dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if dtype is None or isinstance(dtype, str):
+        return dtype
+    try:
+        return np.dtype(dtype).name
+    except TypeError:
+        raise TypeError(f'dtype must be "float64" or "float32", got {dtype!r}') from None
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
@@ -331,9 +338,9 @@ def _hash_array(array: NDArray[Any]) -> str:
 
 def _rates(name: str, value: Any) -> NDArray[np.float64]:
     try:
-        rates = np.array(exact_float64(name, value))
+        rates = exact_float64(name, value) + 0.0  # -0.0 becomes 0.0: equal rates have equal digests
     except DataError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(str(error).partition(": repair")[0]) from None  # that advice is about samples
     if rates.ndim != 1 or rates.size == 0:
         raise ConfigError(f"{name} has shape {rates.shape}, but must be one-dimensional with at least one rate")
     bad = ~np.isfinite(rates) | (rates < 0)
@@ -344,21 +351,29 @@ def _rates(name: str, value: Any) -> NDArray[np.float64]:
 
 
 def _whole_axis(name: str, value: Any, low: int, high: int) -> NDArray[np.int64]:
-    values = [value] if np.ndim(value) == 0 else list(value)
-    if np.ndim(value) > 1 or not values:
-        raise ConfigError(f"{name} must be a whole number or a one-dimensional list of at least one")
+    values = [value] if _depth(value) == 0 else list(value)
+    if _depth(value) > 1 or not values:
+        raise ConfigError(f"{name} = {value!r} must be a whole number or a one-dimensional list of at least one")
     return _read_only(np.array([whole(name, v, low=low, high=high) for v in values], np.int64))
 
 
+def _depth(value: Any) -> int:
+    """Number of axes; rows of unequal length count as two."""
+    try:
+        return np.ndim(value)
+    except ValueError:
+        return 2
+
+
 def _seed_axis(seeds: Any) -> NDArray[np.int64]:
-    if np.ndim(seeds) == 0:
+    if _depth(seeds) == 0:
         return _read_only(np.arange(whole("seeds", seeds, low=1, high=2**31)))
     return _whole_axis("seeds", seeds, 0, 2**63 - 1)
 
 
 def _given_weights(weights: Any, data: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if not isinstance(weights, tuple | list) or len(weights) != 2:
-        raise TypeError("weights must be a pair (V, U)")
+        raise TypeError(f"weights must be a pair (V, U), got {type(weights).__name__}")
     V, U = (exact_float64(f"weights[{i}]", w) for i, w in enumerate(weights))
     if V.ndim == 1:
         V = V[:, None]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import tomli_w
@@ -106,9 +107,13 @@ class _Record(_Table):
     also: list[str] | None = None
 
 
+# The number is tried first: Literal[False] takes a 0 too.
+_Bound = Annotated[float | Literal[False] | None, Field(union_mode="left_to_right")]
+
+
 class _Stop(_Table):
-    diverged: float | Literal[False] | None = None
-    converged: float | Literal[False] | None = None
+    diverged: _Bound = None
+    converged: _Bound = None
 
 
 class _Document(_Table):
@@ -213,8 +218,8 @@ def _build(document: _Document, folder: Path, stored: Callable[[str], Array] | N
     data = faults.attempt("data", lambda: _data(document.data, folder, stored))
     faults.raise_any()
     weights = None
-    if document.data.weights_sha256 is not None and stored is not None:
-        weights = stored("inputs/V"), stored("inputs/U")
+    if document.data.weights_sha256 is not None:
+        weights = _from_store("V", stored), _from_store("U", stored)
         grid = {k: v for k, v in (grid or {}).items() if k not in ("width", "seeds")}
     sweep = faults.attempt(
         "sweep",
@@ -237,7 +242,7 @@ def _training(table: _Training, folder: Path, stored: Callable[[str], Array] | N
 def _load_array(path: Path) -> Array:
     try:
         return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise ConfigError(f"schedule file {path} cannot be read: {error}") from error
 
 
@@ -260,6 +265,8 @@ def _grid(table: _SweepTable, stored: Callable[[str], Array] | None) -> dict[str
 
 
 def _expand(name: str, grid: _Grid) -> Array:
+    if not (math.isfinite(grid.start) and math.isfinite(grid.stop)):
+        raise ConfigError(f"{name}: a grid needs finite start and stop, got {grid.start} and {grid.stop}")
     if grid.spacing == "linear":
         return np.linspace(grid.start, grid.stop, grid.num)
     if min(grid.start, grid.stop) <= 0:
@@ -299,7 +306,7 @@ def write(sweep: Sweep, *, stored: bool = False) -> str:
     net = {"type": type(sweep.net).__name__, **{f.name: getattr(sweep.net, f.name) for f in fields(sweep.net)}}
     document = {
         "schema": 1,
-        "data": _describe_data(sweep),
+        "data": _describe_data(sweep, stored),
         "network": net,
         "sweep": _describe_grid(sweep, stored),
         "training": _describe_training(sweep.training, stored),
@@ -349,10 +356,12 @@ def _list(name: str, values: Array, *, stored: bool) -> Any:
     return values.tolist()
 
 
-def _describe_data(sweep: Sweep) -> dict[str, Any]:
+def _describe_data(sweep: Sweep, stored: bool) -> dict[str, Any]:
     data = sweep.data
     if data.source is not None:
         table = {"sha256": data.digest, **{k: _plain(v) for k, v in data.source.items()}}
+        if stored and "path" in table:  # a results file is opened from other folders
+            table["path"] = str(Path(table["path"]).absolute())
     else:
         table = {"inputs": True, "sha256": data.digest, "n_test": 0 if data.X_test is None else len(data.X_test)}
         table |= {} if data.name is None else {"name": data.name}

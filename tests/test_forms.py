@@ -8,7 +8,7 @@ from catapult_fast import forms, linear
 from catapult_fast.compress import compress
 from catapult_fast.kernels.blocks import columns_on_cpu, lanes_on_cpu
 
-FORMS = (forms.Root, forms.LaneBlocks, forms.ColumnBlocks)
+FORMS = (forms.Root, forms.LaneBlocks, forms.ColumnBlocks, forms.SharedColumns)
 
 
 def run_in(form, monkeypatch, sweep):
@@ -80,3 +80,27 @@ def test_choice_by_rank_and_record():
     assert forms.form_of(sweep, compress(sweep.data)) is forms.ColumnBlocks
     with_accuracy = cf.Sweep(sweep.data, sweep.net, kappa=[1.0], record=cf.Record(also=("accuracy",)))
     assert forms.form_of(with_accuracy, compress(sweep.data)) is forms.LaneBlocks
+
+
+def test_shared_start_for_large_ranks():
+    """Main memory decides: a block of 1700^2/2 numbers for every member no longer fits the cache."""
+    assert forms._seconds_shared(2048, 50) < forms._seconds_fused(2048)
+    assert forms._seconds_shared(784, 100) > forms._seconds_fused(784)
+    assert forms._seconds_shared(2048, 10**5) > forms._seconds_fused(2048)
+
+
+@pytest.mark.parametrize("shard_members", [1, 7, 40, 66])
+def test_a_panel_gives_the_same_bits_whatever_the_shard(shard_members, monkeypatch):
+    data = cf.load_dataset("gaussian", dim=30, n_train=40)
+    sweep = cf.Sweep(
+        data, cf.TwoLayerLinear(2**20), kappa=np.linspace(0.3, 3.5, 33), seeds=2, steps=12, record=cf.Record(every=4)
+    )
+    monkeypatch.setattr(linear, "form_of", lambda sweep, span: forms.SharedColumns)
+    linear.initial_of.cache_clear()
+    try:
+        whole = cf.run(sweep, progress=False)
+        parts = cf.run(sweep, progress=False, shard_members=shard_members, workers=2)
+    finally:
+        linear.initial_of.cache_clear()
+    for name in whole.dims:
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)

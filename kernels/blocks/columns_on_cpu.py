@@ -89,22 +89,28 @@ def _multiply_group(packed, at, block, lane, basis, x, product):
     return y0, y1, y2, y3
 
 
-@method(multiply, ColumnPacked)
-def multiply_packed(operator, mu, basis, at, product):
+@inner
+def multiply_columns(packed, spectrum, mu, basis, at, product):
     """``product = C x + mu s x`` with x vector ``at`` of the basis."""
     size = product.shape[0]
     x = at * size
     for j in range(size):
-        store(product, j, mu * load(operator.spectrum, j) * load(basis, x + j))
+        store(product, j, mu * load(spectrum, j) * load(basis, x + j))
     place = 0
     for block in range(size):
         sums = fill(mu, 0.0)
         for lane in range(0, 8, 4):
-            y0, y1, y2, y3 = _multiply_group(operator.matrix, place, block, lane, basis, x, product)
+            y0, y1, y2, y3 = _multiply_group(packed, place, block, lane, basis, x, product)
             sums = put(put(sums, lane, total(y0)), lane + 1, total(y1))
             sums = put(put(sums, lane + 2, total(y2)), lane + 3, total(y3))
             place += 4 * (size - block)
         store(product, block, load(product, block) + sums)
+
+
+@method(multiply, ColumnPacked)
+def multiply_packed(operator, mu, basis, at, product):
+    """``product = C x + mu s x`` with x vector ``at`` of the basis."""
+    multiply_columns(operator.matrix, operator.spectrum, mu, basis, at, product)
 
 
 @method(across, ColumnPacked)

@@ -71,8 +71,8 @@ def _norm_u(problem, state, tile):
 
 
 @inner
-def _judge(problem, state, tile, step, scratch):
-    """Evaluate the state after ``step`` updates and end the members that are over."""
+def evaluate(problem, state, tile, step):
+    """Record the loss after ``step`` updates; returns the squared gradient and whether all is finite."""
     fitted, moment = state.fitted[tile], state.moment[tile]
     squares = gradient = trace = fill(load(state.eta, tile), 0.0)
     for j in range(fitted.shape[1]):
@@ -84,8 +84,14 @@ def _judge(problem, state, tile, step, scratch):
     running = load(state.running, tile) > 0.0
     record_loss(state, tile, step, running, 0.5 * squares + problem.offset, problem.late)
     norm_v = load(state.norm_v, tile)
-    norm = norm_v + _norm_u(problem, state, tile) + load(state.outside, tile)
-    finite = (trace == 0.0) & (norm_v - norm_v == 0.0)
+    return gradient, (trace == 0.0) & (norm_v - norm_v == 0.0)
+
+
+@inner
+def _judge(problem, state, tile, step, scratch):
+    """Evaluate the state after ``step`` updates and end the members that are over."""
+    gradient, finite = evaluate(problem, state, tile, step)
+    norm = load(state.norm_v, tile) + _norm_u(problem, state, tile) + load(state.outside, tile)
     settle(problem, state, tile, step, norm, finite, gradient, scratch)
 
 

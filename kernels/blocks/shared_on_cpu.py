@@ -1,0 +1,210 @@
+"""Members that share their start: ``C_t = C_0 + sum_s (p_s g_s^T + g_s p_s^T)`` with C_0 never copied.
+
+For large r the block of every member would be read from main memory in each step. Here the members of
+one start are multiplied by their common C_0 together, as one matrix product over a panel of fixed size
+that the caller makes, and carry the low-rank rest as the pairs (p, g) of the steps so far. Vectors hold
+eight columns of one member, a tile is one member.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from catapult_fast.kernels import simd
+from catapult_fast.kernels.blocks.columns_on_cpu import multiply_columns
+from catapult_fast.kernels.blocks.formula import coefficients
+from catapult_fast.kernels.blocks.on_cpu import add_lanes, evaluate
+from catapult_fast.kernels.blocks.state import Problem
+from catapult_fast.kernels.compile import inner, jit, method
+from catapult_fast.kernels.lanczos.on_cpu import across, multiply, top
+from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, settle, tangent_kernel
+from catapult_fast.kernels.simd import any_lane, fill, fma, like, load, select, store, total, widen
+
+
+class SharedProblem(Problem):
+    """Eight columns of one member in the lanes, C_0 apart."""
+
+
+class SharedPacked(NamedTuple):
+    """C_0 packed for `columns_on_cpu`, s (size, 8), and the pairs so far (steps, size, 8)."""
+
+    matrix: np.ndarray
+    spectrum: np.ndarray
+    push: np.ndarray
+    pull: np.ndarray
+
+
+class State(NamedTuple):
+    """One member to a tile; the last axis is the lane."""
+
+    packed: np.ndarray  # (starts, vectors, 8) upper triangles of the C_0
+    start: np.ndarray  # (tiles,) which of them
+    push: np.ndarray  # (tiles, steps, size, 8) p of every step
+    pull: np.ndarray  # (tiles, steps, size, 8) g of every step
+    count: np.ndarray  # (tiles,) pairs so far
+    fitted: np.ndarray  # (tiles, 1, size, 8) F
+    moment: np.ndarray  # (tiles, 1, size, 8) rho = F - T
+    product: np.ndarray  # (tiles, size, 8) Y = C rho
+    v: np.ndarray  # (tiles, 0, 1, 8) no rows: the readout is in the blocks
+    norm_v: np.ndarray  # (tiles, 8) A, float64, as all that follows
+    norm_u: np.ndarray  # |u/sigma|^2
+    eta: np.ndarray
+    root_n: np.ndarray
+    outside: np.ndarray
+    shrink: np.ndarray
+    norm_bound: np.ndarray
+    running: np.ndarray
+    loss: np.ndarray
+    last_loss: np.ndarray
+    peak: np.ndarray
+    peak_step: np.ndarray
+    late_peak: np.ndarray
+    ritz: np.ndarray  # (tiles, size, 8)
+    status: np.ndarray  # (tiles, 8) int8
+    n_steps: np.ndarray  # (tiles, 8) int64
+
+
+def allocate(tiles: int, starts: int, steps: int, size: int, vectors: int, dtype: np.dtype) -> State:
+    """A state of zeros with every lane idle."""
+    pairs = [simd.zeros((tiles, steps, size), dtype) for _ in range(2)]
+    rows = [simd.zeros((tiles, *shape), dtype) for shape in ((1, size), (1, size), (size,), (0, 1))]
+    scalars = [simd.zeros((tiles,), np.float64) for _ in range(13)]
+    ritz = simd.zeros((tiles, size), np.float64)
+    codes = np.zeros((tiles, 8), np.int8), np.zeros((tiles, 8), np.int64)
+    counts = [np.zeros(tiles, np.int64) for _ in range(2)]
+    packed = simd.zeros((starts, vectors), dtype)
+    return State(packed, counts[0], *pairs, counts[1], *rows, *scalars, ritz, *codes)
+
+
+@method(add_lanes, SharedProblem)
+def _total_of_lanes(problem, a):
+    return total(a)
+
+
+@method(across, SharedPacked)
+def _across(operator, a):
+    return total(a)
+
+
+@inner
+def _add_pair(push, pull, at, vector, x, product):
+    """``product += p (g, x) + g (p, x)`` for the pair ``at``."""
+    size = product.shape[0]
+    p_x = g_x = fill(widen(load(product, 0)), 0.0)
+    row = at * size
+    for j in range(size):
+        xj = load(vector, x + j)
+        p_x = fma(widen(load(push, row + j)), widen(xj), p_x)
+        g_x = fma(widen(load(pull, row + j)), widen(xj), g_x)
+    p_x, g_x = like(total(p_x), load(product, 0)), like(total(g_x), load(product, 0))
+    for j in range(size):
+        y = load(product, j)
+        y = fma(like(widen(load(push, row + j)), y), g_x, y)
+        store(product, j, fma(like(widen(load(pull, row + j)), y), p_x, y))
+
+
+@method(multiply, SharedPacked)
+def _multiply(operator, mu, basis, at, product):
+    multiply_columns(operator.matrix, operator.spectrum, mu, basis, at, product)
+    x = at * product.shape[0]
+    for pair in range(operator.push.shape[0]):
+        _add_pair(operator.push, operator.pull, pair, basis, x, product)
+
+
+@method(tangent_kernel, SharedProblem)
+def _tangent_kernel(problem, state, tile, active, scratch):
+    count = state.count[tile]
+    operator = SharedPacked(
+        state.packed[state.start[tile]], problem.wide_spectrum, state.push[tile, :count], state.pull[tile, :count]
+    )
+    top(
+        operator, load(state.norm_v, tile), problem.dimension, scratch.fresh, active, ntk_tolerance(state.push),
+        scratch.lanczos, scratch.value, scratch.residual, state.ritz[tile],
+    )  # fmt: skip
+
+
+@inner
+def _judge(problem, state, tile, step, scratch):
+    gradient, finite = evaluate(problem, state, tile, step)
+    norm = load(state.norm_v, tile) + load(state.norm_u, tile) + load(state.outside, tile)
+    settle(problem, state, tile, step, norm, finite, gradient, scratch)
+
+
+@jit()
+def begin(problem, state):
+    """Form rho of the starts, as a panel product awaits it."""
+    for tile in range(state.push.shape[0]):
+        fitted, rho = state.fitted[tile], state.moment[tile]
+        for j in range(rho.shape[1]):
+            store(rho, j, load(fitted, j) - load(problem.target, j))
+
+
+@jit()
+def move(problem, state, t, multiplier):
+    """Everything of step t but Y: the pair (p, g), F, rho, A and the norms."""
+    for tile in range(state.push.shape[0]):
+        running = load(state.running, tile) > 0.0
+        if not any_lane(running):
+            continue
+        fitted, rho, product = state.fitted[tile], state.moment[tile], state.product[tile]
+        push, pull = state.push[tile, t], state.pull[tile, t]
+        eta = select(running, load(state.eta, tile) * multiplier, 0.0)
+        along = curved = grown = fill(eta, 0.0)
+        for j in range(product.shape[0]):
+            wide = widen(load(rho, j))
+            along = fma(wide, widen(load(fitted, j)), along)
+            curved = fma(wide, widen(load(product, j)), curved)
+        half, lean, drift, fall, after = coefficients(
+            load(state.norm_v, tile), total(along), total(curved), eta, load(state.root_n, tile)
+        )
+        store(state.norm_v, tile, after)
+        model = load(product, 0)
+        half, lean, drift, fall = like(half, model), like(lean, model), like(drift, model), like(fall, model)
+        for j in range(product.shape[0]):
+            f = load(fitted, j)
+            g = load(rho, j) * load(problem.spectrum, j)
+            p = fma(half, g, lean * f)
+            store(pull, j, g)
+            store(push, j, p)
+            grown = fma(widen(p), widen(load(rho, j)), grown)  # p g/s = p rho
+            f = fma(fall, load(product, j), fma(drift, g, f))
+            store(fitted, j, f)
+            store(rho, j, f - load(problem.target, j))
+        store(state.norm_u, tile, load(state.norm_u, tile) + 2.0 * total(grown))
+        state.count[tile] = t + 1
+
+
+@jit()
+def finish(problem, state, step, products, scratch):
+    """Add the pairs to the panel's products C_0 rho and judge the state after ``step`` updates."""
+    for tile in range(state.push.shape[0]):
+        if not any_lane(load(state.running, tile) > 0.0):
+            continue
+        product = state.product[tile]
+        for j in range(product.shape[0]):
+            store(product, j, load(products[tile], j))
+        for pair in range(state.count[tile]):
+            _add_pair(state.push[tile], state.pull[tile], pair, state.moment[tile], 0, product)
+        _judge(problem, state, tile, step, scratch)
+
+
+@jit()
+def ntk(problem, state, wanted, value, residual, scratch):
+    """Top eigenvalue of the tangent kernel where ``wanted`` (tiles, 8) is above 0."""
+    for tile in range(state.push.shape[0]):
+        if any_lane(load(wanted, tile) > 0.0):
+            store(scratch.active, 0, load(wanted, tile))
+            tangent_kernel(problem, state, tile, scratch.active, scratch)
+            store(value, tile, load(scratch.value, 0))
+            store(residual, tile, load(scratch.residual, 0))
+
+
+@jit()
+def weight_norm(state, out):
+    """Squared norm of all weights."""
+    for tile in range(state.push.shape[0]):
+        norm = load(state.norm_v, tile) + load(state.norm_u, tile) + load(state.outside, tile)
+        root_n = load(state.root_n, tile)
+        store(out, tile, root_n * root_n * norm)
