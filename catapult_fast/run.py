@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -239,7 +240,7 @@ def _compute(job: _Job, missing: list[tuple[int, int]], keep: Callable[[int, int
     with _bar(job, total) as bar, ThreadPoolExecutor(job.workers) as pool:
 
         def work(low: int, high: int) -> None:
-            keep(low, high, compute_shard(job.sweep, job.engine, low, high, bar.update, job.cancel))
+            keep(low, high, compute_shard(job.sweep, job.engine, low, high, partial(_report, bar), job.cancel))
 
         futures = [pool.submit(work, *shard) for low, high in missing for shard in _ranges(low, high, size)]
         try:
@@ -256,7 +257,14 @@ def _bar(job: _Job, members: int) -> Any:
     from tqdm import tqdm
 
     shown = job.progress and sys.stderr.isatty()
-    return tqdm(total=members, unit="member", unit_scale=True, file=sys.stderr, disable=not shown, smoothing=0.1)
+    bar = tqdm(total=members, unit="member", unit_scale=True, file=sys.stderr, disable=not shown, smoothing=0.1)
+    bar.set_postfix_str("the first run on a machine compiles for some seconds")
+    return bar
+
+
+def _report(bar: Any, members: int) -> None:
+    bar.set_postfix_str("", refresh=False)
+    bar.update(members)
 
 
 def compute_shard(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catapult_fast.data import Dataset
-from catapult_fast.errors import ConfigError
+from catapult_fast.errors import ConfigError, DataError
 from catapult_fast.kernels.outcome import NOT_FINITE, OVER_BOUND
 from catapult_fast.networks import TwoLayerLinear
 from catapult_fast.sweep import Record, Stop, Sweep
@@ -199,6 +199,8 @@ def critical_eta(
     ------
     ConfigError
         If an argument is out of range or not built yet.
+    DataError
+        If the start has no tangent kernel.
     """
     choice("kind", kind, ("loss", "max"))
     if method != "bisect":
@@ -206,7 +208,7 @@ def critical_eta(
     rtol = real("rtol", rtol, low=1e-14, high=1.0)
     steps = (10 if kind == "loss" else 2000) if steps is None else whole("steps", steps, low=1)
     sweep = Sweep(
-        data, net, kappa=[1.0], seeds=[whole("seed", seed, low=0)], steps=steps, training=training or GradientDescent(),
+        data, net, eta=[1.0], seeds=[whole("seed", seed, low=0)], steps=steps, training=training or GradientDescent(),
         record=Record(every=0), stop=Stop(diverged=1e8, converged=None if kind == "loss" else 1e-9),
         loss=loss, loss_normalization=loss_normalization,
     )  # fmt: skip
@@ -240,7 +242,10 @@ class _Search:
 
     def _ntk(self) -> float:
         first = self._run(replace(self.sweep, steps=0, width=None, training=GradientDescent()))
-        return float(first.initial_ntk_lambda_max[0, 0])
+        ntk = float(first.initial_ntk_lambda_max[0, 0])
+        if ntk == 0.0:
+            raise DataError("a critical learning rate needs a tangent kernel, but that of this start is 0 (zero inputs)")
+        return ntk
 
     def _run(self, sweep: Sweep) -> Results:
         from catapult_fast.run import run
@@ -249,7 +254,7 @@ class _Search:
 
     def _beyond(self, rates: Array) -> NDArray[np.bool_]:
         self.evaluations += len(rates)
-        results = self._run(replace(self.sweep, eta=rates, kappa=None, width=None))
+        results = self._run(replace(self.sweep, eta=rates, width=None))
         if self.kind == "max":
             return np.isin(results.status[0, 0], (OVER_BOUND, NOT_FINITE))
         rose: Any = results.max_loss[0, 0] > results.initial_loss[0, 0]

@@ -31,6 +31,8 @@ def case(n, d, m, k, **options):
         "schedule": None,
         "batch_size": None,
         "seed": 0,
+        "diverged": 1e8,
+        "converged": 1e-9,
     }
     return {"n": n, "d": d, "m": m, "k": k, **plain, **options}
 
@@ -296,6 +298,11 @@ ENDINGS = {
     "one sample": case(200, 2, 1, 1, kind="signs", steps=120, kappas=GRID),
     "two outputs, few samples": case(50, 4, 3, 2, steps=150, kappas=GRID),
     "rank-limited": case(2, 4, 6, 3, steps=150, kappas=GRID),
+    "rank-limited, loose": case(2, 4, 6, 3, steps=150, kappas=GRID, converged=0.02),
+    "tight bound, few samples": case(50, 12, 2, 1, kind="signs", steps=60, kappas=GRID, diverged=1.2),
+    "tight bound, weight decay": case(
+        50, 12, 2, 1, kind="signs", steps=60, kappas=GRID, diverged=1.2, weight_decay=0.05, momentum=0.5
+    ),
     "two outputs, mean per output": case(64, 3, 7, 2, steps=150, kappas=GRID, loss_normalization="sample_output"),
     "mean-field": case(64, 3, 5, 1, kind="signs", steps=150, kappas=GRID, p=1.0),
     "one sample, mean-field": case(200, 2, 1, 1, kind="signs", steps=120, kappas=GRID, p=1.0),
@@ -317,7 +324,7 @@ LABELS_SEEN["labels as large as the width"] = {twin.LAZY, twin.CATAPULT, twin.DI
 
 def ending(c, eta, weights=None):
     path = explicit(c, eta, weights)
-    how = {name: c[name] for name in ("p", "loss", "loss_normalization")}
+    how = {name: c[name] for name in ("p", "loss", "loss_normalization", "diverged", "converged")}
     judge = c["batch_size"] is None and not c["weight_decay"]
     end = twin.outcome(path, *inputs(c)[1], eta, judge=judge, **how)
     return end, twin.phase(end, path.loss[0], eta, steps=c["steps"])
@@ -341,7 +348,7 @@ def settled(c, eta):
 @pytest.mark.parametrize("name", ENDINGS)
 def test_same_ending(name):
     c = ENDINGS[name]
-    results = package(c, stop=cf.Stop(), every=0)
+    results = package(c, stop=cf.Stop(c["diverged"], c["converged"]), every=0)
     compared = []
     for i in range(len(c["kappas"])):
         expected = settled(c, results.eta[0, 0, i])
