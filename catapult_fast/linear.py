@@ -198,9 +198,14 @@ def _observers(name: str) -> Any:
 def _present(block: LinearState, step: int | None) -> NDArray[np.bool_]:
     """Lanes that are at ``step``: still training, or ended there."""
     state = block.state
-    ended = (state.status > 0) & (state.status != NO_RATE)
+    ended = (state.status > 0) & ((state.status != NO_RATE) | (step == 0))
     present: NDArray[np.bool_] = (state.running > 0) | (ended & (state.n_steps >= (0 if step is None else step)))
     return present
+
+
+def _or_none(peak: Array) -> Array:
+    """A running maximum; NaN where nothing was ever compared."""
+    return np.where(peak == -np.inf, np.nan, peak)
 
 
 def _of_members(block: LinearState, lanes: NDArray[Any], step: int | None) -> Array:
@@ -215,11 +220,9 @@ def _outcome(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
         "n_steps": state.n_steps[at],
         "running": state.running[at] > 0,
         "last_loss": state.last_loss[at],
-        "max_loss": np.where(np.isinf(state.peak[at]) & (state.peak[at] < 0), np.nan, state.peak[at]),
-        "max_loss_step": state.peak_step[at].astype(np.int64),
-        "late_max_loss": np.where(
-            np.isinf(state.late_peak[at]) & (state.late_peak[at] < 0), np.nan, state.late_peak[at]
-        ),
+        "max_loss": _or_none(state.peak[at]),
+        "max_loss_step": np.where(state.peak[at] == -np.inf, -1, state.peak_step[at]).astype(np.int64),
+        "late_max_loss": _or_none(state.late_peak[at]),
     }
 
 

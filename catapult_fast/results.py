@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from catapult_fast import store
 from catapult_fast.errors import StorageError
+from catapult_fast.kernels.outcome import NOT_RUN
 from catapult_fast.layout import coordinates, variables
 from catapult_fast.sweep import Sweep
 from catapult_fast.sweep_toml import read_stored
@@ -146,11 +147,13 @@ class Results:
         Raises
         ------
         StorageError
-            If the file exists or cannot be written.
+            If the file exists or cannot be written, or members have not run yet.
         """
         target = Path(path)
         if target.exists():
             raise StorageError(f"{target} exists; remove it or choose another name")
+        if (self.status == NOT_RUN).any():
+            raise StorageError(f"the results for {target} are of a run in progress; finish it first")
         store.check_writable(target)
         arrays = {v.name: self._array(v.name) for v in variables(self.sweep)}
         store.write_arrays(target, self.sweep, self.attrs, arrays)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catapult_fast import engines
-from catapult_fast.errors import ConfigError, SweepMismatch
+from catapult_fast.errors import ConfigError, StorageError, SweepMismatch
 from catapult_fast.kernels.outcome import CONVERGED, DONE, NO_RATE
 from catapult_fast.layout import member_variables, recorded
 from catapult_fast.phases import classify
@@ -217,10 +217,13 @@ def _run_to_file(job: _Job, path: Path) -> Results:
     from catapult_fast import store
 
     folder = store.parts_folder(path)
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder; give the name of a file")
     if path.exists():
         found = open_results(path)
         if found.attrs["sweep_digest"] != job.sweep.digest:
             raise SweepMismatch(f"{path} holds the results of another sweep; choose another output or remove it")
+        store.remove_parts(folder, job.sweep)
         return found
     store.check_writable(path)
     store.prepare_parts(folder, job.sweep, job.backend)

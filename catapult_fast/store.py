@@ -34,6 +34,7 @@ __all__ = [
     "parts_folder",
     "prepare_parts",
     "read_file",
+    "remove_parts",
     "write_arrays",
     "write_shard",
 ]
@@ -160,6 +161,9 @@ def prepare_parts(folder: Path, sweep: Sweep, backend: str) -> None:
         return
     with _storage_errors(folder, "making"):
         folder.mkdir(exist_ok=True)
+        strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith(("sweep.h5", "members-")))
+    if strangers:  # the merge removes the whole folder
+        raise StorageError(f"{folder} holds {strangers[0]}, which is no shard; choose another output or remove it")
 
     def fill(file: h5py.File) -> None:
         file.attrs.update(attributes(sweep, backend, {}))
@@ -315,6 +319,14 @@ def merge(path: Path, sweep: Sweep, backend: str, provenance: Mapping[str, Any])
     folder = parts_folder(path)
     pieces = ((low, high, _read_shard(shard, low, high, sweep)) for low, high, shard in _shards(folder))
     _write_file(path, sweep, attributes(sweep, backend, provenance), pieces)
+    remove_parts(folder, sweep)
+
+
+def remove_parts(folder: Path, sweep: Sweep) -> None:
+    """Remove the sweep's shards, which a finished file has made superfluous; another sweep's stay."""
+    description = folder / "sweep.h5"
+    if not description.exists() or _open_ours(description, lambda file: file.attrs["sweep_digest"]) != sweep.digest:
+        return
     with _storage_errors(folder, "removing"):
         shutil.rmtree(folder)
 

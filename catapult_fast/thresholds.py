@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,13 +90,18 @@ def thresholds(
         raise ConfigError(f"confidence = {confidence} must be above 0 and below 1")
     ntk = results.initial_ntk_lambda_max
     critical = np.full_like(ntk, np.nan)
-    if results.sweep.loss == "mse":
+    if _loss_name(results) == "mse":
         np.divide(2.0, ntk, out=critical, where=ntk > 0)
     found = {"eta_crit": _over_seeds((critical, critical, critical), confidence, "eta")}
     divergent = np.isin(results.status, (OVER_BOUND, NOT_FINITE))
     for name, rates, unit in (("eta_max", results.eta, "eta"), ("kappa_max", results.kappa, "1/ntk_0")):
         found[name] = _over_seeds(_last_before(rates, divergent), confidence, unit)
     return found
+
+
+def _loss_name(results: Results) -> str:
+    """Read off the document, not off ``results.sweep``: that loads the data, which may be gone by now."""
+    return str(tomllib.loads(results.attrs["sweep_toml"])["sweep"].get("loss", "mse"))
 
 
 def _last_before(rates: Array, crossed: NDArray[np.bool_]) -> tuple[Array, Array, Array]:
@@ -244,7 +250,9 @@ class _Search:
         first = self._run(replace(self.sweep, steps=0, width=None, training=GradientDescent()))
         ntk = float(first.initial_ntk_lambda_max[0, 0])
         if ntk == 0.0:
-            raise DataError("a critical learning rate needs a tangent kernel, but that of this start is 0 (zero inputs)")
+            raise DataError(
+                "a critical learning rate needs a tangent kernel, but that of this start is 0 (zero inputs)"
+            )
         return ntk
 
     def _run(self, sweep: Sweep) -> Results:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from catapult_fast.errors import ConfigError
+from catapult_fast.arrays import exact_float64
+from catapult_fast.errors import ConfigError, DataError
 from catapult_fast.validate import real, whole
 
 __all__ = ["GradientDescent"]
@@ -70,14 +71,12 @@ class GradientDescent:
 
 def _multipliers(schedule: Any) -> np.ndarray:
     try:
-        values = np.array(schedule, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"schedule must be an array of numbers, got {type(schedule).__name__}") from error
+        values = exact_float64("schedule", schedule)
+    except DataError as error:
+        raise ConfigError(str(error).partition(": repair")[0]) from None  # that advice is about samples
     if values.ndim != 1 or values.size == 0:
         raise ConfigError(f"schedule has shape {values.shape}, but must be one-dimensional with one multiplier a step")
-    bad = ~np.isfinite(values) | (values < 0)
-    if bad.any():
-        first = int(np.argmax(bad))
-        raise ConfigError(f"schedule[{first}] = {values[first]} must be finite and at least 0")
-    values.flags.writeable = False
+    if (values < 0).any():
+        first = int(np.argmax(values < 0))
+        raise ConfigError(f"schedule[{first}] = {values[first]} must be at least 0")
     return values

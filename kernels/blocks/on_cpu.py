@@ -7,7 +7,7 @@ from catapult_fast.kernels.blocks.formula import coefficients
 from catapult_fast.kernels.blocks.state import ColumnPacked, ColumnProblem, LanePacked, LaneProblem
 from catapult_fast.kernels.compile import inner, jit, method
 from catapult_fast.kernels.lanczos.on_cpu import top
-from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, record_loss, settle, tangent_kernel
+from catapult_fast.kernels.linear.ending_on_cpu import hush, ntk_tolerance, record_loss, settle, tangent_kernel
 from catapult_fast.kernels.simd import any_lane, fill, fma, like, load, select, store, total, widen
 
 
@@ -100,6 +100,7 @@ def _update(problem, state, tile, multiplier, scratch):
     """One step of gradient descent; idle lanes have eta 0 and stay as they are."""
     fitted, rho, product = state.fitted[tile], state.moment[tile], state.product[tile]
     running = load(state.running, tile) > 0.0
+    hush(state.moment[tile], running)
     eta = select(running, load(state.eta, tile) * multiplier, 0.0)
     along = curved = fill(eta, 0.0)
     for j in range(product.shape[0]):
@@ -141,7 +142,7 @@ def _begin(problem, state, tile, scratch):
 def advance(problem, state, t0, t1, schedule, scratch):
     """Apply the updates t0 .. t1 - 1 to every tile that has a running member; t0 = t1 = 0 judges the starts."""
     for tile in range(state.packed.shape[0]):
-        if t1 == 0 and any_lane(load(state.running, tile) > 0.0):
+        if t1 == 0:
             _begin(problem, state, tile, scratch)
             _judge(problem, state, tile, 0, scratch)
         for t in range(t0, t1):

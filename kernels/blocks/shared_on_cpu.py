@@ -180,7 +180,7 @@ def move(problem, state, t, multiplier):
 def finish(problem, state, step, products, scratch):
     """Add the pairs to the panel's products C_0 rho and judge the state after ``step`` updates."""
     for tile in range(state.push.shape[0]):
-        if not any_lane(load(state.running, tile) > 0.0):
+        if step > 0 and not any_lane(load(state.running, tile) > 0.0):
             continue
         product = state.product[tile]
         for j in range(product.shape[0]):

@@ -31,7 +31,8 @@ def ntk_tolerance(state_array):
 @inner
 def record_loss(state, tile, step, running, loss, late):
     """Running maxima over every step; NaN never wins a comparison."""
-    store(state.loss, tile, select(running, loss, load(state.loss, tile)))
+    # A start has a loss, whether or not there is a rate to train it with.
+    store(state.loss, tile, loss if step == 0 else select(running, loss, load(state.loss, tile)))
     finite = running & (loss - loss == 0.0)
     store(state.last_loss, tile, select(finite, loss, load(state.last_loss, tile)))
     higher = running & (loss > load(state.peak, tile))
@@ -40,6 +41,14 @@ def record_loss(state, tile, step, running, loss, late):
     if step > late:
         late_higher = running & (loss > load(state.late_peak, tile))
         store(state.late_peak, tile, select(late_higher, loss, load(state.late_peak, tile)))
+
+
+@inner
+def hush(rho, running):
+    """Zero the gradient of idle lanes: with a rate of 0 alone, 0 times an overflow would be NaN."""
+    if any_lane(~running):
+        for i in range(rho.shape[0] * rho.shape[1]):
+            store(rho, i, select(running, load(rho, i), 0.0))
 
 
 @inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from catapult_fast.kernels.compile import inner, jit
+from catapult_fast.kernels.linear.ending_on_cpu import hush
 from catapult_fast.kernels.linear.judge_on_cpu import judge
 from catapult_fast.kernels.linear.loss_on_cpu import batch_gradient
 from catapult_fast.kernels.linear.update_on_cpu import descend, roll
@@ -20,6 +21,7 @@ def _shrink_outside(state, tile, eta, momentum, decay):
 @inner
 def _update(problem, state, tile, rho, multiplier, scratch):
     running = load(state.running, tile) > 0.0
+    hush(rho, running)
     eta = select(running, load(state.eta, tile) * multiplier, 0.0)
     momentum = select(running, problem.momentum, eta * 0.0)
     if problem.weight_decay > 0.0:
@@ -56,7 +58,7 @@ def advance(problem, state, t0, t1, schedule, batches, order_of_tile, scratch):
     scratch : Scratch
     """
     for tile in range(state.v.shape[0]):
-        if t1 == 0 and any_lane(load(state.running, tile) > 0.0):
+        if t1 == 0:
             judge(problem, state, tile, 0, scratch)
         for t in range(t0, t1):
             if not any_lane(load(state.running, tile) > 0.0):
