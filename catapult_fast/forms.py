@@ -20,8 +20,8 @@ from catapult_fast.kernels.blocks import on_cpu as blocks_kernel
 from catapult_fast.kernels.blocks import shared_on_cpu as shared
 from catapult_fast.kernels.blocks import state as blocks
 from catapult_fast.kernels.lanczos.on_cpu import start_vector
-from catapult_fast.kernels.linear import observe_on_cpu
 from catapult_fast.kernels.linear import on_cpu as root_kernel
+from catapult_fast.kernels.linear import record_on_cpu
 from catapult_fast.kernels.linear import state as root
 from catapult_fast.starts import Start, minibatch_order
 from catapult_fast.sweep import Sweep
@@ -52,10 +52,14 @@ _CACHE = 12 << 20
 _FEWEST_SHARED = 16
 
 
+def _block_bytes(r: int) -> float:
+    return 4.0 * r * r
+
+
 def _seconds_fused(r: int) -> float:
     """Predicted time of one step of one member with a block of its own."""
-    block = 4.0 * r * r
-    return 2.0 * r * r / _MULTIPLY_ADDS + (2.0 * block / _BLOCK_MEMORY if block > _CACHE else 0.0)
+    streamed = _block_bytes(r) > _CACHE
+    return 2.0 * r * r / _MULTIPLY_ADDS + (2.0 * _block_bytes(r) / _BLOCK_MEMORY if streamed else 0.0)
 
 
 def _seconds_shared(r: int, steps: int) -> float:
@@ -74,8 +78,9 @@ def form_of(sweep: Sweep, span: Span) -> type[Form]:
         return Root
     if len(span.sigma) <= LARGEST_IN_LANES or "accuracy" in record.also:
         return LaneBlocks
-    shares = len(sweep.rates) >= _FEWEST_SHARED
-    if shares and _seconds_shared(len(span.sigma), sweep.steps) < _seconds_fused(len(span.sigma)):
+    r = len(span.sigma)
+    shares = len(sweep.rates) >= _FEWEST_SHARED and _block_bytes(r) > _CACHE
+    if shares and _seconds_shared(r, sweep.steps) < _seconds_fused(r):
         return SharedColumns
     return ColumnBlocks
 
@@ -148,11 +153,11 @@ class Form:
 
     def ntk(self, wanted: Array, value: Array, residual: Array) -> None:
         """Top eigenvalue and residual of the tangent kernel in the wanted lanes."""
-        raise NotImplementedError
+        record_on_cpu.ntk(self.problem, self.state, wanted, value, residual, self.scratch)
 
     def weight_norm(self, out: Array) -> None:
         """Squared norm of all weights in every lane."""
-        raise NotImplementedError
+        record_on_cpu.weight_norm(self.problem, self.state, out)
 
     @classmethod
     def block_members(cls, sweep: Sweep, span: Span, rest: int) -> int:
@@ -240,14 +245,6 @@ class Root(Form):
         root_kernel.advance(
             self.problem, self.state, t0, t1, self.schedule, self.batches, self.order_of_tile, self.scratch
         )
-
-    def ntk(self, wanted: Array, value: Array, residual: Array) -> None:
-        """Top eigenvalue and residual of the tangent kernel in the wanted lanes."""
-        observe_on_cpu.ntk(self.problem, self.state, wanted, value, residual, self.scratch)
-
-    def weight_norm(self, out: Array) -> None:
-        """Squared norm of all weights in every lane."""
-        observe_on_cpu.weight_norm(self.state, out)
 
     @classmethod
     def bytes_per_member(cls, sweep: Sweep, span: Span, rest: int) -> int:
@@ -344,14 +341,6 @@ class LaneBlocks(Form):
     def advance(self, t0: int, t1: int) -> None:
         """Apply the updates t0 .. t1 - 1; t0 = t1 = 0 judges the starts."""
         blocks_kernel.advance(self.problem, self.state, t0, t1, self.schedule, self.scratch)
-
-    def ntk(self, wanted: Array, value: Array, residual: Array) -> None:
-        """Top eigenvalue and residual of the tangent kernel in the wanted lanes."""
-        blocks_kernel.ntk(self.problem, self.state, wanted, value, residual, self.scratch)
-
-    def weight_norm(self, out: Array) -> None:
-        """Squared norm of all weights in every lane."""
-        blocks_kernel.weight_norm(self.problem, self.state, out)
 
     @classmethod
     def bytes_per_member(cls, sweep: Sweep, span: Span, rest: int) -> int:
@@ -474,14 +463,6 @@ class SharedColumns(ColumnBlocks):
         for panel in np.flatnonzero(running):
             np.matmul(rho[panel], self.blocks[self.block_of_panel[panel]], out=products[panel])
         return products.reshape(len(self.state.start), -1, LANES)
-
-    def ntk(self, wanted: Array, value: Array, residual: Array) -> None:
-        """Top eigenvalue and residual of the tangent kernel in the wanted lanes."""
-        shared.ntk(self.problem, self.state, wanted, value, residual, self.scratch)
-
-    def weight_norm(self, out: Array) -> None:
-        """Squared norm of all weights in every lane."""
-        shared.weight_norm(self.state, out)
 
     @classmethod
     def block_members(cls, sweep: Sweep, span: Span, rest: int) -> int:

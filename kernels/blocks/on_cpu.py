@@ -7,7 +7,14 @@ from catapult_fast.kernels.blocks.formula import coefficients
 from catapult_fast.kernels.blocks.state import ColumnPacked, ColumnProblem, LanePacked, LaneProblem
 from catapult_fast.kernels.compile import inner, jit, method
 from catapult_fast.kernels.lanczos.on_cpu import top
-from catapult_fast.kernels.linear.ending_on_cpu import hush, ntk_tolerance, record_loss, settle, tangent_kernel
+from catapult_fast.kernels.linear.ending_on_cpu import (
+    hush,
+    ntk_tolerance,
+    record_loss,
+    settle,
+    squared_norm,
+    tangent_kernel,
+)
 from catapult_fast.kernels.simd import any_lane, fill, fma, like, load, select, store, total, widen
 
 
@@ -61,13 +68,23 @@ def _tangent_kernel_columns(problem, state, tile, active, scratch):
 
 
 @inner
-def _norm_u(problem, state, tile):
-    """``|u/sigma|^2``: the trace of C over sigma^2, in float64."""
+def _squared_norm(problem, state, tile):
+    """``A`` and the trace of C over sigma^2, and the rest outside the span."""
     packed = state.packed[tile]
     norm = fill(load(state.norm_v, tile), 0.0)
     for i in range(problem.diagonal_at.size):
         norm = fma(widen(load(packed, problem.diagonal_at[i])), load(problem.diagonal_weight, i), norm)
-    return add_lanes(problem, norm)
+    return load(state.norm_v, tile) + add_lanes(problem, norm) + load(state.outside, tile)
+
+
+@method(squared_norm, LaneProblem)
+def _squared_norm_lanes(problem, state, tile):
+    return _squared_norm(problem, state, tile)
+
+
+@method(squared_norm, ColumnProblem)
+def _squared_norm_columns(problem, state, tile):
+    return _squared_norm(problem, state, tile)
 
 
 @inner
@@ -91,8 +108,7 @@ def evaluate(problem, state, tile, step):
 def _judge(problem, state, tile, step, scratch):
     """Evaluate the state after ``step`` updates and end the members that are over."""
     gradient, finite = evaluate(problem, state, tile, step)
-    norm = load(state.norm_v, tile) + _norm_u(problem, state, tile) + load(state.outside, tile)
-    settle(problem, state, tile, step, norm, finite, gradient, scratch)
+    settle(problem, state, tile, step, finite, gradient, scratch)
 
 
 @inner
@@ -150,23 +166,3 @@ def advance(problem, state, t0, t1, schedule, scratch):
                 break
             _update(problem, state, tile, schedule[t], scratch)
             _judge(problem, state, tile, t + 1, scratch)
-
-
-@jit()
-def ntk(problem, state, wanted, value, residual, scratch):
-    """Top eigenvalue of the tangent kernel where ``wanted`` (tiles, 8) is above 0."""
-    for tile in range(state.packed.shape[0]):
-        if any_lane(load(wanted, tile) > 0.0):
-            store(scratch.active, 0, load(wanted, tile))
-            tangent_kernel(problem, state, tile, scratch.active, scratch)
-            store(value, tile, load(scratch.value, 0))
-            store(residual, tile, load(scratch.residual, 0))
-
-
-@jit()
-def weight_norm(problem, state, out):
-    """Squared norm of all weights."""
-    for tile in range(state.packed.shape[0]):
-        norm = load(state.norm_v, tile) + _norm_u(problem, state, tile) + load(state.outside, tile)
-        root_n = load(state.root_n, tile)
-        store(out, tile, root_n * root_n * norm)

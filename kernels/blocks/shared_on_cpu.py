@@ -19,7 +19,7 @@ from catapult_fast.kernels.blocks.on_cpu import add_lanes, evaluate
 from catapult_fast.kernels.blocks.state import Problem
 from catapult_fast.kernels.compile import inner, jit, method
 from catapult_fast.kernels.lanczos.on_cpu import across, multiply, top
-from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, settle, tangent_kernel
+from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, settle, squared_norm, tangent_kernel
 from catapult_fast.kernels.simd import any_lane, fill, fma, like, load, select, store, total, widen
 
 
@@ -125,11 +125,15 @@ def _tangent_kernel(problem, state, tile, active, scratch):
     )  # fmt: skip
 
 
+@method(squared_norm, SharedProblem)
+def _squared_norm(problem, state, tile):
+    return load(state.norm_v, tile) + load(state.norm_u, tile) + load(state.outside, tile)
+
+
 @inner
 def _judge(problem, state, tile, step, scratch):
     gradient, finite = evaluate(problem, state, tile, step)
-    norm = load(state.norm_v, tile) + load(state.norm_u, tile) + load(state.outside, tile)
-    settle(problem, state, tile, step, norm, finite, gradient, scratch)
+    settle(problem, state, tile, step, finite, gradient, scratch)
 
 
 @jit()
@@ -188,23 +192,3 @@ def finish(problem, state, step, products, scratch):
         for pair in range(state.count[tile]):
             _add_pair(state.push[tile], state.pull[tile], pair, state.moment[tile], 0, product)
         _judge(problem, state, tile, step, scratch)
-
-
-@jit()
-def ntk(problem, state, wanted, value, residual, scratch):
-    """Top eigenvalue of the tangent kernel where ``wanted`` (tiles, 8) is above 0."""
-    for tile in range(state.push.shape[0]):
-        if any_lane(load(wanted, tile) > 0.0):
-            store(scratch.active, 0, load(wanted, tile))
-            tangent_kernel(problem, state, tile, scratch.active, scratch)
-            store(value, tile, load(scratch.value, 0))
-            store(residual, tile, load(scratch.residual, 0))
-
-
-@jit()
-def weight_norm(state, out):
-    """Squared norm of all weights."""
-    for tile in range(state.push.shape[0]):
-        norm = load(state.norm_v, tile) + load(state.norm_u, tile) + load(state.outside, tile)
-        root_n = load(state.root_n, tile)
-        store(out, tile, root_n * root_n * norm)

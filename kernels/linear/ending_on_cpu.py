@@ -22,6 +22,11 @@ def tangent_kernel(problem, state, tile, active, scratch):
     raise NotImplementedError
 
 
+def squared_norm(problem, state, tile):
+    """Squared norm of all weights over n_eff, in float64; a body for each kind of problem."""
+    raise NotImplementedError
+
+
 @inner
 def ntk_tolerance(state_array):
     """Residual asked for, by the precision of the state."""
@@ -63,12 +68,13 @@ def _end(state, tile, step, mask, code, scratch):
 
 
 @inner
-def settle(problem, state, tile, step, norm, finite, gradient, scratch):
+def settle(problem, state, tile, step, finite, gradient, scratch):
     """End the members that are over: not finite, over the bound, or converged.
 
-    ``norm`` and ``gradient`` are the squared norms of the weights (over n_eff) and of the gradient. Under
-    MSE a small gradient counts only where the minimum is stable for the rate, eta ntk <= 2.
+    ``gradient`` is the squared norm of the gradient. Under MSE a small one counts only where the
+    minimum is stable for the rate, eta ntk <= 2.
     """
+    norm = squared_norm(problem, state, tile)
     running = load(state.running, tile) > 0.0
     bound = load(state.norm_bound, tile)
     over = running & ~(norm <= bound) & (bound < np.inf)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from catapult_fast.kernels.compile import inner, method
 from catapult_fast.kernels.lanczos.gram_on_cpu import Gram
 from catapult_fast.kernels.lanczos.on_cpu import top
-from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, record_loss, settle, tangent_kernel
+from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, record_loss, settle, squared_norm, tangent_kernel
 from catapult_fast.kernels.linear.loss_on_cpu import cross_entropy, squared_error
 from catapult_fast.kernels.linear.state import Problem
 from catapult_fast.kernels.simd import any_lane, fill, fma, load, select, widen
@@ -42,6 +42,13 @@ def tangent_kernel_of_root(problem, state, tile, active, scratch):
         Gram(u, problem.wide_spectrum), mu, u.shape[1], scratch.fresh_r, active,
         ntk_tolerance(state.v), scratch.lanczos_r, scratch.value, scratch.residual, state.ritz[tile],
     )  # fmt: skip
+
+
+@method(squared_norm, Problem)
+def squared_norm_of_root(problem, state, tile):
+    """``|v|^2 + |u/sigma|^2`` and the shrunk rest outside the span."""
+    shrink = load(state.shrink, tile)
+    return _squares(state.v[tile]) + load(state.norm_u, tile) + load(state.outside, tile) * shrink * shrink
 
 
 @inner
@@ -99,13 +106,10 @@ def judge(problem, state, tile, step, scratch):
     running = load(state.running, tile) > 0.0
     loss = _evaluate(problem, state, tile, scratch)
     record_loss(state, tile, step, running, loss, problem.late)
-    norm_v = _squares(state.v[tile])
-    shrink = load(state.shrink, tile)
-    norm = norm_v + load(state.norm_u, tile) + load(state.outside, tile) * shrink * shrink
     gradient = _gradient_of_predictor(problem, state.moment[tile])
     narrow = load(state.narrow, tile) > 0.0
     if any_lane(narrow):
         full = _gradient_of_weights(problem, state.v[tile], state.u[tile], state.moment[tile])
         gradient = select(narrow, full, gradient)
-    finite = _is_finite(state.fitted[tile], norm_v)
-    settle(problem, state, tile, step, norm, finite, gradient, scratch)
+    finite = _is_finite(state.fitted[tile], _squares(state.v[tile]))
+    settle(problem, state, tile, step, finite, gradient, scratch)

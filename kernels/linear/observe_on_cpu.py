@@ -1,4 +1,4 @@
-"""What is recorded of a tile beside the loss: tangent kernel, test data, accuracy, weight norm."""
+"""Test loss and accuracy of a tile."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from catapult_fast.kernels.compile import inner, jit
-from catapult_fast.kernels.linear.ending_on_cpu import tangent_kernel
-from catapult_fast.kernels.simd import any_lane, fill, fma, load, store, widen
+from catapult_fast.kernels.simd import fill, fma, load, store, widen
 
 
 class HeldOutData(NamedTuple):
@@ -20,31 +19,6 @@ class HeldOutData(NamedTuple):
     target: np.ndarray  # (k, p)
     offset: float
     outside: np.ndarray  # (tiles, rows, t, 8) root on the rest
-
-
-@jit()
-def ntk(problem, state, wanted, value, residual, scratch):
-    """Top eigenvalue of the tangent kernel where ``wanted`` (tiles, 8) is above 0."""
-    for tile in range(state.v.shape[0]):
-        if any_lane(load(wanted, tile) > 0.0):
-            store(scratch.active, 0, load(wanted, tile))
-            tangent_kernel(problem, state, tile, scratch.active, scratch)
-            store(value, tile, load(scratch.value, 0))
-            store(residual, tile, load(scratch.residual, 0))
-
-
-@jit()
-def weight_norm(state, out):
-    """Squared norm of all weights, ``n_eff (|v|^2 + |u/sigma|^2 + outside)``."""
-    for tile in range(state.v.shape[0]):
-        total = load(state.norm_u, tile)
-        shrink = load(state.shrink, tile)
-        total = fma(load(state.outside, tile), shrink * shrink, total)
-        for i in range(state.v.shape[1] * state.v.shape[2]):
-            x = widen(load(state.v[tile], i))
-            total = fma(x, x, total)
-        root_n = load(state.root_n, tile)
-        store(out, tile, root_n * root_n * total)
 
 
 @inner
