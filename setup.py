@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 EXTRAS = {
     "plot": ["matplotlib>=3.8"],
     "xarray": ["xarray>=2024.1", "h5netcdf>=1.3"],
+    "bench": ["jax>=0.4.30", "torch>=2.4"],
 }
 EXTRAS["test"] = [
     "pytest>=8",
@@ -44,6 +45,7 @@ setup(
     extras_require=EXTRAS,
     packages=[
         "catapult_fast",
+        "catapult_fast.bench",
         "catapult_fast.datasets",
         "catapult_fast.kernels",
         "catapult_fast.kernels.blocks",
@@ -51,7 +53,7 @@ setup(
         "catapult_fast.kernels.linear",
         "catapult_fast.kernels.one_sample",
     ],
-    package_dir={"catapult_fast": "catapult_fast", "catapult_fast.kernels": "kernels"},
+    package_dir={"catapult_fast": "catapult_fast", "catapult_fast.bench": "bench", "catapult_fast.kernels": "kernels"},
     package_data={"catapult_fast": ["py.typed"], "catapult_fast.datasets": ["*.npz", "LICENSE*", "README.md"]},
     entry_points={"console_scripts": ["catapult-fast = catapult_fast.cli:main"]},
     classifiers=[

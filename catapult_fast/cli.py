@@ -73,13 +73,15 @@ def run_command(
     from catapult_fast.sweep import Sweep
 
     _prepare(verbose)
-    output = output or Path(sweep_file.with_suffix(".h5").name)
+    output = output or Path(f"{sweep_file.stem}.h5")
     sweep = Sweep.from_toml(sweep_file, changes=dict(_change(c) for c in changes))
     if dry_run:
         _say(*forecast(sweep, backend, workers, as_json))
         return 0
-    results = run(sweep, output, backend=backend, workers=workers, progress=not quiet)
     picture = output.with_suffix(".png") if with_plot else None
+    if picture == output:
+        raise ConfigError(f"-o {output} with --plot: the picture would have the same name; choose another suffix")
+    results = run(sweep, output, backend=backend, workers=workers, progress=not quiet)
     if picture is not None:
         from catapult_fast.plot import save
 
@@ -144,6 +146,22 @@ def thresholds_command(results_file: Path, as_json: bool, quiet: bool, verbose: 
 
     _prepare(verbose)
     _say(*threshold_table(open_results(results_file), as_json))
+    return 0
+
+
+@cli.command("bench")
+@click.argument("cases", metavar="[CASE]...", nargs=-1)
+@click.option("--backend", default="auto", show_default=True, help="auto, cpu, cuda or cupy.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+@_options
+def bench_command(
+    cases: tuple[str, ...], backend: str, output: Path | None, quiet: bool, verbose: bool, debug: bool
+) -> int:  # fmt: skip
+    """Measure named cases beside peers; names may be prefixes, such as linear."""
+    from catapult_fast.bench.report import bench
+
+    _prepare(verbose)
+    bench(cases, backend, output, (lambda text: None) if quiet else click.echo)
     return 0
 
 

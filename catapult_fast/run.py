@@ -34,7 +34,7 @@ Arrays = dict[str, NDArray[Any]]
 
 # Multiply-adds a second of one core, measured on a 2-core machine with AVX-512 (bench/results);
 # they set window lengths and predictions, never results.
-_RATE = 8e9
+_RATE = 16e9
 _WINDOW_SECONDS = 0.5
 _SHARD_SECONDS = 2.0
 _SHARD_BYTES = 32 << 20
@@ -216,9 +216,9 @@ def _run_in_memory(job: _Job) -> Results:
 def _run_to_file(job: _Job, path: Path) -> Results:
     from catapult_fast import store
 
-    folder = store.parts_folder(path)
     if path.is_dir():
         raise StorageError(f"{path} is a folder; give the name of a file")
+    folder = store.parts_folder(path)
     if path.exists():
         found = open_results(path)
         if found.attrs["sweep_digest"] != job.sweep.digest:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catapult_fast.phases import PHASE_MEANINGS
 from catapult_fast.results import Results, open_results
@@ -59,7 +60,7 @@ def _counts(results: Results) -> dict[str, int]:
 def summarize(results: Results, output: Path, picture: Path | None, as_json: bool) -> Answer:
     """Say what a finished run gave."""
     counts = _counts(results)
-    seconds = _provenance(results).get("seconds", float("nan"))
+    seconds = _provenance(results)["seconds"]
     values: dict[str, Any] = {"output": str(output), "members": int(results.status.size), "phases": counts}
     values |= {"seconds": seconds, "missed_eigenvalues": missed(results)}
     values |= {} if picture is None else {"picture": str(picture)}
@@ -98,11 +99,16 @@ def progress_of(path: Path, as_json: bool) -> Answer:
     return values, as_json, f"{done} of {results.status.size} members done, {state}"
 
 
+def _numbers(values: NDArray[np.float64]) -> list[float | None]:
+    """A list for JSON, which knows neither NaN nor infinity."""
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
 def threshold_table(results: Results, as_json: bool) -> Answer:
     """Critical learning rates by width."""
     found = results.thresholds()
     values = {
-        name: {"mean": t.mean.tolist(), "low": t.low.tolist(), "high": t.high.tolist(), "unit": t.unit}
+        name: {"mean": _numbers(t.mean), "low": _numbers(t.low), "high": _numbers(t.high), "unit": t.unit}
         for name, t in found.items()
     }
     lines = [f"{'width':>16s} {'threshold':>10s} {'mean':>12s} {'low':>12s} {'high':>12s}  unit"]

@@ -258,7 +258,7 @@ def test_arrays_are_read_only(finished, memory):
 
 
 def test_unknown_names(finished):
-    with pytest.raises(AttributeError, match="no 'sharpness'; recorded are .*loss"):
+    with pytest.raises(AttributeError, match=r"no 'sharpness'; recorded are .*loss"):
         cf.open_results(finished).sharpness  # noqa: B018
     assert not hasattr(cf.open_results(finished), "__array__")
 
