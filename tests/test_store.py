@@ -548,10 +548,13 @@ def test_leftovers_are_no_shards(tmp_path, monkeypatch, memory):
 def test_overlapping_shards(tmp_path, monkeypatch, memory):
     """Two runs side by side may leave shards of different cuts; they hold the same bits."""
     interrupted(SWEEP, tmp_path / "out.h5", monkeypatch, after=2, shard_members=5)
-    interrupted(SWEEP, tmp_path / "other.h5", monkeypatch, after=2, shard_members=8)
+    interrupted(SWEEP, tmp_path / "other.h5", monkeypatch, after=1, shard_members=16)
+    shard_files(tmp_path / "out.h5")[0].unlink()  # members 5 to 9 are left, and lie within the other
     for shard in shard_files(tmp_path / "other.h5"):
         shard.rename(store.parts_folder(tmp_path / "out.h5") / shard.name)
+    seen = count_members(monkeypatch)
     assert_same_results(run(SWEEP, tmp_path / "out.h5"), memory)
+    assert members_of(seen) == list(range(16, 24))
 
 
 def test_all_shards_but_no_file(tmp_path, monkeypatch, memory):

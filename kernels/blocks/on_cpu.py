@@ -116,7 +116,8 @@ def _update(problem, state, tile, multiplier, scratch):
     """One step of gradient descent; idle lanes have eta 0 and stay as they are."""
     fitted, rho, product = state.fitted[tile], state.moment[tile], state.product[tile]
     running = load(state.running, tile) > 0.0
-    hush(state.moment[tile], running)
+    hush(rho, rho.shape[1], running)
+    hush(product, rho.shape[1], running)
     eta = select(running, load(state.eta, tile) * multiplier, 0.0)
     along = curved = fill(eta, 0.0)
     for j in range(product.shape[0]):

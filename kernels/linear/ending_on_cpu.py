@@ -49,11 +49,11 @@ def record_loss(state, tile, step, running, loss, late):
 
 
 @inner
-def hush(rho, running):
-    """Zero the gradient of idle lanes: with a rate of 0 alone, 0 times an overflow would be NaN."""
+def hush(array, count, running):
+    """Zero the first vectors of an array in idle lanes: with a rate of 0 alone, 0 times an overflow would be NaN."""
     if any_lane(~running):
-        for i in range(rho.shape[0] * rho.shape[1]):
-            store(rho, i, select(running, load(rho, i), 0.0))
+        for i in range(count):
+            store(array, i, select(running, load(array, i), 0.0))
 
 
 @inner

@@ -21,7 +21,7 @@ def _shrink_outside(state, tile, eta, momentum, decay):
 @inner
 def _update(problem, state, tile, rho, multiplier, scratch):
     running = load(state.running, tile) > 0.0
-    hush(rho, running)
+    hush(rho, rho.shape[0] * rho.shape[1], running)
     eta = select(running, load(state.eta, tile) * multiplier, 0.0)
     momentum = select(running, problem.momentum, eta * 0.0)
     if problem.weight_decay > 0.0:
