@@ -67,7 +67,7 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> ScalarState:
         f0, ntk, target, eta, n_eff, diverged, w_tol, late_from=late_from, dtype=np.dtype(sweep.dtype)
     )
     if np.isfinite(diverged):  # the bound is of all weights, those outside the span included
-        limits.bound[...] += (diverged - 1.0) * outside * eta * span.sigma[0] ** 2 / 2.0
+        limits.bound[...] += (diverged - 1.0) * outside * eta * span.sigma[0] ** 2
     state.status[still & (np.abs(f0 - target) <= tolerance)] = CONVERGED
     state.status[np.isnan(rates)] = NO_RATE
     return ScalarState(
@@ -148,5 +148,5 @@ def block_members(sweep: Sweep) -> tuple[int, int]:
 
 
 def work_per_step(sweep: Sweep) -> float:
-    """Multiply-adds of one update of one member."""
-    return 12.0
+    """Multiply-adds of one update of one member, the time of its other operations included."""
+    return 6.0

@@ -239,16 +239,26 @@ magnitude = _unary("fabs")
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """``a*b + c`` rounded once in each lane; scalars are cast to the vectors' precision."""
+    """``a*b + c`` rounded once in each lane; scalars are cast to the vectors' precision.
+
+    Three scalars of one precision are a lane by themselves.
+    """
     vector = next((t for t in (a, b, c) if isinstance(t, Vector)), None)
     if vector is None:
-        return None
+        return _scalar_fma(a) if a == b == c and a in _IR_FLOAT else None
 
     def codegen(context, builder, signature, values):
         operands = [_operand(builder, v, t, vector) for v, t in zip(values, (a, b, c), strict=True)]
         return _llvm_call(builder, "fma", context.get_value_type(vector), _IR_FLOAT[vector.dtype][1], operands)
 
     return vector(a, b, c), codegen
+
+
+def _scalar_fma(kind):
+    def codegen(context, builder, signature, values):
+        return builder.fma(*values)
+
+    return kind(kind, kind, kind), codegen
 
 
 def _vector_pointer(context, builder, array_type, array, number):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 import catapult_fast as cf
 from catapult_fast.errors import ConfigError
-from catapult_fast.kernels.one_sample import formula, on_cpu
+from catapult_fast.kernels.one_sample import on_cpu
 from catapult_fast.kernels.outcome import CONVERGED, DONE, NOT_FINITE, OVER_BOUND
 
 NEVER = cf.Stop(diverged=None, converged=None)
@@ -177,7 +178,7 @@ def test_float32_digits():
     state, limits = on_cpu.begin(f0, lam0, y, eta, width, np.inf, np.full(40, -1.0), late_from=0, dtype=np.float32)
     on_cpu.advance(state, limits, 0, steps, steps + 1)
     assert state.w.dtype == np.float32
-    error = _errors(2.0 * (state.plus.astype(float) + state.minus), starts, steps)
+    error = _errors(state.u.astype(float) ** 2 + state.v.astype(float) ** 2, starts, steps)
     assert np.median(error) < 1e-4
     assert np.max(error) < 2e-2
 
@@ -185,24 +186,61 @@ def test_float32_digits():
 # --- exact stops: a loop of scalars gives the same bits ------------------------------------------
 
 
-def _scalar_run(start, limits, steps, late_from, real):
-    """One member in plain Python: (w, plus, minus, status, n_steps, peak, peak_step, late_peak)."""
-    w, plus, minus = start
-    bound, w_tol = limits
-    peak, peak_step, late = abs(w), 0, abs(w) if late_from <= 0 else real(-1)
-    code, t = formula.judge(w, plus, minus, bound, w_tol), 0
+def _fma(a, b, c):
+    """``a*b + c`` rounded once."""
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return a * b + c
+    if not math.isfinite(c):
+        return c  # a product of finite numbers is finite before it is rounded
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    if exact == 0:
+        return a * b + c  # a zero has its sign
+    try:
+        rounded = type(a)(float(exact))
+    except OverflowError:
+        return type(a)(math.inf if exact > 0 else -math.inf)
+    if type(a) is np.float64 or not math.isfinite(rounded):
+        return rounded
+    # Rounded twice: a neighbour may be nearer.
+    error = exact - Fraction(float(rounded))
+    other = np.nextafter(rounded, type(a)(math.inf if error > 0 else -math.inf))
+    return other if abs(exact - Fraction(float(other))) < abs(error) else rounded
+
+
+def _scalar_step(w, u, v):
+    du, dv = w * v, w * u
+    u_new = u - du
+    return _fma(-dv, u_new, _fma(-du, v, w)), u_new, v - dv
+
+
+def _scalar_judge(w, norm, bound, w_tol):
+    if not (math.isfinite(w) and math.isfinite(norm)):
+        return NOT_FINITE
+    if not norm <= bound:
+        return OVER_BOUND
+    return CONVERGED if abs(w) <= w_tol and norm <= 2 else 0
+
+
+def _scalar_run(start, limits, steps, late_from):
+    """One member in plain Python: (w, u, v, status, n_steps, peak, peak_step, late_peak)."""
+    w, u, v = start
+    peak, peak_step, late = abs(w), 0, abs(w) if late_from <= 0 else type(w)(-1)
+    negligible = on_cpu.negligible(type(w))
     with np.errstate(all="ignore"):
+        code, t = _scalar_judge(w, _fma(u, u, v * v), *limits), 0
         while not code and t < steps:
-            new = formula.step(w, plus, minus, real(1))
+            new = _scalar_step(w, u, v)
             t += 1
             if abs(new[0]) > peak:
                 peak, peak_step = abs(new[0]), t
             if t >= late_from and abs(new[0]) > late:
                 late = abs(new[0])
-            code = formula.judge(*new, bound, w_tol)
+            code = _scalar_judge(new[0], _fma(new[1], new[1], new[2] * new[2]), *limits)
             if code != NOT_FINITE:
-                w, plus, minus = new
-    return w, plus, minus, code, t, peak, peak_step, late
+                w, u, v = new
+            if not code and t % on_cpu.BLOCK == 0 and abs(w) < negligible:
+                w = type(w)(0)
+    return w, u, v, code, t, peak, peak_step, late
 
 
 def _mixed_members(members):
@@ -221,7 +259,7 @@ def _mixed_members(members):
 
 
 @pytest.mark.parametrize("real", [np.float64, np.float32])
-@pytest.mark.parametrize("diverged", [2.0, 1e8, np.inf])
+@pytest.mark.parametrize("diverged", [2.0, 30.0, 1e8, np.inf])
 def test_kernel_is_the_scalar_loop(real, diverged):
     *values, w_tol = _mixed_members(150)
     steps, late_from = 101, 70
@@ -229,7 +267,7 @@ def test_kernel_is_the_scalar_loop(real, diverged):
     starts = [array.copy() for array in state[:3]]
     on_cpu.advance(state, limits, 0, steps, late_from)
     for i in range(150):
-        want = _scalar_run([a[i] for a in starts], [a[i] for a in limits], steps, late_from, real)
+        want = _scalar_run([a[i] for a in starts], [a[i] for a in limits], steps, late_from)
         assert [array[i] for array in state] == list(want), i
     seen = set(state.status.tolist())
     assert {0, CONVERGED} <= seen
@@ -246,6 +284,24 @@ def test_windows_do_not_change_bits():
             on_cpu.advance(state, limits, t0, t1, 70)
         for left, right in zip(state, whole, strict=True):
             assert np.array_equal(left, right)
+
+
+def test_negligible_outputs_vanish_at_fixed_steps():
+    """Halving in every step, w reaches the smallest numbers; how a run is cut into windows must not show."""
+    B = 60
+    values = np.ones(B), np.full(B, 2.0), np.zeros(B), np.linspace(0.6, 0.75, B), np.full(B, 1e12)
+    states = []
+    for cuts in ([0, 1200], [0, 7, 500, 961, 1001, 1200]):
+        state, limits = on_cpu.begin(*values, np.inf, np.full(B, -1.0), late_from=1081)
+        for t0, t1 in itertools.pairwise(cuts):
+            on_cpu.advance(state, limits, t0, t1, 1081)
+            size = np.abs(state.w)
+            assert np.all((size == 0) | (size >= np.finfo(float).tiny))
+            assert size[-1] > 0 or t1 > 960  # 2^-970 is negligible
+        states.append(state)
+    assert np.all(states[0].w == 0)
+    for left, right in zip(*states, strict=True):
+        assert np.array_equal(left, right)
 
 
 def test_long_windows_are_cut_without_a_trace(monkeypatch):

@@ -1,12 +1,14 @@
-"""Scalar bodies of the one-sample map in the variables (w, plus, minus).
+"""Scalar bodies of the one-sample map in the variables (w, u, v).
 
-A two-layer linear network of width n on one input is the vectors ``u = U x/|x|`` and ``v``. With
-``w = eta (f - y)/sqrt(n)`` and ``plus, minus = eta |u +- v|^2/(4 n)`` a gradient step is exact at
-every width (derived; arXiv 2003.02218, section 2, gives it as a map of (f, lam)). ``w`` is the
-difference of the other two up to a constant; carrying it apart keeps the digits that the
-difference loses at large width.
+A two-layer linear network of width n on one input trains like a single hidden unit: its output,
+tangent kernel and residual are those of scalars u, v with ``u v = eta f/sqrt(n)`` and
+``u^2 + v^2 = eta lam``, and ``w = eta (f - y)/sqrt(n)`` moves them as it moves the weights,
+``u' = u - w v``, ``v' = v - w u`` (derived; arXiv 2003.02218, section 2, gives a map of (f, lam)).
+``w`` is ``u v`` less a constant; carrying it apart, by increments, keeps the digits that the
+difference loses, and u and v cannot leave the domain ``lam >= 2 |f|/sqrt(n)``.
 
-Float constants are arguments or made by ``type(x)(1)``: a literal would turn float32 code into float64.
+The bodies of a step are those of vector types as well. Float constants are arguments or made by
+``type(x)(1)``: a literal would turn float32 code into float64.
 """
 
 from __future__ import annotations
@@ -15,28 +17,58 @@ import math
 
 from catapult_fast.kernels.compile import body
 from catapult_fast.kernels.outcome import CONVERGED, NOT_FINITE, NOT_RUN, OVER_BOUND
+from catapult_fast.kernels.simd import fma
 
 
 @body
 def start(f0, lam0, y, eta, n_eff):
-    """State (w, plus, minus) from the output, tangent kernel, target, rate and effective width."""
+    """State (w, u, v) from the output, tangent kernel, target, rate and effective width."""
     half = type(lam0)(0.5)
     zero = type(lam0)(0)
     scale = eta / math.sqrt(n_eff)
     trace, gap = half * (eta * lam0), scale * f0
-    # Rounding of (f0, lam0) may put a start just outside plus, minus >= 0.
-    return scale * (f0 - y), max(half * (trace + gap), zero), max(half * (trace - gap), zero)
+    # Rounding of (f0, lam0) may put a start just outside abs(gap) <= trace.
+    root = math.sqrt(max(trace - gap, zero)) * math.sqrt(max(trace + gap, zero))
+    u = math.sqrt(trace + root)
+    return scale * (f0 - y), u, gap / u if u > 0 else zero
 
 
 @body
-def step(w, plus, minus, one):
-    """State after one update of plain gradient descent; ``one`` is 1 in the type of the state.
+def step(w, u, v):
+    """State after one update of plain gradient descent: two products, two differences, two fused operations.
 
-    The operations are those of arrays and vector types as well.
+    ``w`` changes by ``u' dv + v du``, from the increments as computed and not from new products.
     """
-    total = plus + minus
-    down, up = one - w, one + w
-    return w * ((one - (total + total)) + w * (plus - minus)), down * down * plus, up * up * minus
+    du, dv = w * v, w * u
+    u_new = u - du
+    return fma(-dv, u_new, fma(-du, v, w)), u_new, v - dv
+
+
+@body
+def curvature(u, v):
+    """``eta lam``, the squared parameter norm up to a constant factor."""
+    return fma(u, u, v * v)
+
+
+@body
+def verdict(w, norm, bound, w_tol):
+    """Whether a state is finite, within the bound, and converged; ``norm`` is its ``eta lam``.
+
+    A state close to the target counts as converged only where the minimum is stable, ``eta lam <= 2``.
+    """
+    finite = (w - w) + (norm - norm) == 0
+    return finite, norm <= bound, (w <= w_tol) & (w >= -w_tol) & (norm <= 2)
+
+
+@body
+def judge(w, u, v, bound, w_tol):
+    """Status code of a state; NOT_RUN means go on."""
+    finite, within, converged = verdict(w, curvature(u, v), bound, w_tol)
+    if not finite:
+        return NOT_FINITE
+    if not within:
+        return OVER_BOUND
+    return CONVERGED if converged else NOT_RUN
 
 
 @body
@@ -46,30 +78,13 @@ def residual(w, eta, n_eff):
 
 
 @body
-def observe(w, plus, minus, y, eta, n_eff):
+def observe(w, u, v, y, eta, n_eff):
     """Output, tangent kernel, loss and the top eigenvalue of the loss Hessian."""
     half = type(w)(0.5)
     zero = type(w)(0)
-    total = plus + minus
+    norm = curvature(u, v)
     r = residual(w, eta, n_eff)
     target = eta * y / math.sqrt(n_eff)
-    # A perfect square where plus or minus vanishes, so rounding may take it below zero.
-    square = total * total + w * ((w + w + w) + (target + target))
-    return r + y, (total + total) / eta, half * r * r, (total + math.sqrt(max(square, zero))) / eta
-
-
-@body
-def judge(w, plus, minus, bound, w_tol):
-    """Status code of a state; NOT_RUN means go on.
-
-    The squared parameter norm is proportional to ``plus + minus``. A state close to the target
-    counts as converged only where the minimum is stable, ``eta*lam = 2 (plus + minus) <= 2``.
-    """
-    total = plus + minus
-    if not (math.isfinite(w) and math.isfinite(plus) and math.isfinite(minus)):
-        return NOT_FINITE
-    if not total <= bound:
-        return OVER_BOUND
-    if abs(w) <= w_tol and total <= 1:
-        return CONVERGED
-    return NOT_RUN
+    # A perfect square where the weights are parallel, so rounding may take it below zero.
+    square = half * norm * (half * norm) + w * ((w + w + w) + (target + target))
+    return r + y, norm / eta, half * r * r, (half * norm + math.sqrt(max(square, zero))) / eta

@@ -1,9 +1,11 @@
-"""The one-sample map on the CPU: tiles of 64 members in eight vectors of eight lanes.
+"""The one-sample map on the CPU: tiles of 48 members in six vectors of eight lanes.
 
-The fast pass takes a block of steps without any branch, four vectors side by side in registers,
-and keeps the extremes that could have ended a member; a lane with such an extreme repeats its
-block from the saved state, one step at a time. Arithmetic is strict IEEE and lanes never meet, so
-a member's bits depend on its own start only.
+The fast pass takes a block of steps without any branch, the vectors side by side in registers,
+and keeps the largest ``abs(w)`` of the block only. Whether a member may have ended within the
+block shows in its last state, because no member comes back from where runs end (`_set_limits`);
+a vector with such a member repeats its block with every test after every step. The step of a peak
+is found by repeating the block of the peak. Arithmetic is strict IEEE and lanes never meet, so a
+member's bits depend on its own start only.
 """
 
 from __future__ import annotations
@@ -12,16 +14,28 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numba.core.codegen import get_host_cpu_features
 
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.compile import body, jit
-from catapult_fast.kernels.one_sample.formula import judge, observe, residual, start, step
-from catapult_fast.kernels.outcome import DONE, NOT_FINITE, NOT_RUN
+from catapult_fast.kernels.one_sample.formula import curvature, judge, observe, residual, start, step, verdict
+from catapult_fast.kernels.outcome import CONVERGED, DONE, NOT_FINITE, NOT_RUN, OVER_BOUND
 from catapult_fast.kernels.simd import any_lane, fill, load, magnitude, select, store
 
-TILE = 64
-BLOCK = 16
-LONGEST = 1 << 24  # a peak's step is kept as a float, counted from the start of the window
+VECTORS = 6
+TILE = VECTORS * simd.LANES
+BLOCK = 32
+ROOMY = "+avx512f" in get_host_cpu_features()  # registers for six vectors; elsewhere three at a time are fastest
+LONGEST = 1 << 24  # a peak's block is kept as a float, counted from the start of the window
+STABLE = 2.01  # eta lam of a minimum that may be stable
+
+# A tile is an array of scratch, (ROWS, TILE). The state (w, u, v) is in rows 0, 1, 2 before a block and in 3, 4, 5
+# after it, or the other way round. A lane is calm while eta lam + abs(w) <= its CALM and not (abs(w) <= its NEAR and
+# eta lam <= STABLE). TOP is the largest abs(w), BIG that of the block. AT counts the steps of the window before the
+# peak's block (-1: the peak is older); PEAK and the two rows below are the state there. CODE and REACHED say which
+# lanes ended within the block, and after how many of its steps.
+BOUND, W_TOL, CALM, NEAR, BIG, TOP, AT, CODE, REACHED, PEAK = range(6, 16)
+ROWS = PEAK + 3
 
 
 class State(NamedTuple):
@@ -33,8 +47,8 @@ class State(NamedTuple):
     """
 
     w: np.ndarray
-    plus: np.ndarray
-    minus: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
     status: np.ndarray
     n_steps: np.ndarray
     peak: np.ndarray
@@ -43,42 +57,19 @@ class State(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Per member: the largest ``plus + minus`` (inf: none), and the ``abs(w)`` that counts as converged (-1: none)."""
+    """Per member: the largest ``eta lam`` (inf: none), and the ``abs(w)`` that counts as converged (-1: none)."""
 
     bound: np.ndarray
     w_tol: np.ndarray
-
-
-class Tile(NamedTuple):
-    """64 lanes of scratch: state, largest ``abs(w)`` and its step in the window, limits, state at the block's start,
-    and 1 where nothing can have ended in the block, else 0.
-    """
-
-    w: np.ndarray
-    plus: np.ndarray
-    minus: np.ndarray
-    top: np.ndarray
-    at: np.ndarray
-    bound: np.ndarray
-    w_tol: np.ndarray
-    w_0: np.ndarray
-    plus_0: np.ndarray
-    minus_0: np.ndarray
-    top_0: np.ndarray
-    at_0: np.ndarray
-    sound: np.ndarray
 
 
 class Lanes(NamedTuple):
-    """One vector of members in registers; ``big`` and ``least`` are the extremes of a block."""
+    """One vector of members in registers; ``big`` is the largest ``abs(w)`` of the block."""
 
     w: object
-    plus: object
-    minus: object
-    top: object
-    at: object
+    u: object
+    v: object
     big: object
-    least: object
 
 
 def new_state(members: int, dtype: type | np.dtype = np.float64) -> State:
@@ -92,6 +83,16 @@ def new_state(members: int, dtype: type | np.dtype = np.float64) -> State:
         peak_step=np.zeros(members, np.int64),
         late_peak=np.full(members, -1, dtype),
     )
+
+
+def negligible(dtype: type | np.dtype) -> float:
+    """Return the ``abs(w)`` below which w becomes 0 after steps that are a multiple of ``BLOCK``.
+
+    Numbers whose rounding errors no longer exist in the type slow some processors down a
+    hundredfold, and a contracting orbit would stay among them for ever.
+    """
+    info = np.finfo(dtype)
+    return float(info.tiny / info.eps)
 
 
 def begin(f0, lam0, y, eta, n_eff, diverged, w_tol, *, late_from, dtype=np.float64) -> tuple[State, Limits]:
@@ -122,155 +123,299 @@ def begin(f0, lam0, y, eta, n_eff, diverged, w_tol, *, late_from, dtype=np.float
 @jit()
 def _start(state, limits, f0, lam0, y, eta, n_eff, diverged):
     for i in range(f0.size):
-        state.w[i], state.plus[i], state.minus[i] = start(f0[i], lam0[i], y[i], eta[i], n_eff[i])
-        total = state.plus[i] + state.minus[i]
-        limits.bound[i] = diverged if math.isinf(diverged) else diverged * total
-        state.status[i] = judge(state.w[i], state.plus[i], state.minus[i], limits.bound[i], limits.w_tol[i])
+        state.w[i], state.u[i], state.v[i] = start(f0[i], lam0[i], y[i], eta[i], n_eff[i])
+        norm = curvature(state.u[i], state.v[i])
+        limits.bound[i] = diverged if math.isinf(diverged) else diverged * norm
+        state.status[i] = judge(state.w[i], state.u[i], state.v[i], limits.bound[i], limits.w_tol[i])
         state.peak[i] = abs(state.w[i])
 
 
+# --- reading and filling a tile ---------------------------------------------------------------
+
+
 @body
-def _fill_tile(tile, state, limits, low, high):
+def _get(tile, row, k):
+    return load(tile, VECTORS * row + k)
+
+
+@body
+def _put(tile, row, k, value):
+    store(tile, VECTORS * row + k, value)
+
+
+@body
+def _get_state(tile, row, k):
+    return _get(tile, row, k), _get(tile, row + 1, k), _get(tile, row + 2, k)
+
+
+@body
+def _put_state(tile, row, k, w, u, v):
+    _put(tile, row, k, w)
+    _put(tile, row + 1, k, u)
+    _put(tile, row + 2, k, v)
+
+
+@body
+def _fill_tile(tile, state, limits, low, high, late):
     """Fill the lanes from member ``low`` on; lanes without work rest at the fixed point 0."""
     live = 0
     for lane in range(TILE):
         i = low + lane
-        tile.top[lane], tile.at[lane] = -1, 0
+        tile[AT, lane] = -1
         if i < high and state.status[i] == NOT_RUN:
-            tile.w[lane], tile.plus[lane], tile.minus[lane] = state.w[i], state.plus[i], state.minus[i]
-            tile.bound[lane], tile.w_tol[lane] = limits.bound[i], limits.w_tol[i]
+            tile[0, lane], tile[1, lane], tile[2, lane] = state.w[i], state.u[i], state.v[i]
+            tile[BOUND, lane], tile[W_TOL, lane] = limits.bound[i], limits.w_tol[i]
+            tile[TOP, lane] = state.late_peak[i] if late else state.peak[i]
             live += 1
         else:
-            _rest(tile, lane)
+            tile[TOP, lane] = np.inf
+            _rest(tile, 0, lane)
     return live
 
 
 @body
-def _rest(tile, lane):
+def _rest(tile, row, lane):
     """Leave the lane at the fixed point 0, where no test can find it."""
-    tile.w[lane] = tile.plus[lane] = tile.minus[lane] = 0
-    tile.bound[lane], tile.w_tol[lane] = np.inf, -1
+    tile[row, lane] = tile[row + 1, lane] = tile[row + 2, lane] = 0
+    tile[BOUND, lane], tile[W_TOL, lane] = np.inf, -1
+    tile[CALM, lane], tile[NEAR, lane] = np.inf, -1
 
 
 @body
-def _open(tile, k):
-    """Take vector k into registers and save it for a replay."""
-    w, plus, minus = load(tile.w, k), load(tile.plus, k), load(tile.minus, k)
-    top, at = load(tile.top, k), load(tile.at, k)
-    store(tile.w_0, k, w)
-    store(tile.plus_0, k, plus)
-    store(tile.minus_0, k, minus)
-    store(tile.top_0, k, top)
-    store(tile.at_0, k, at)
-    return Lanes(w, plus, minus, top, at, fill(w, 0), fill(w, np.inf))
+def _set_limits(tile, k, largest):
+    """Set what tells a calm lane of vector k; return whether there are lanes that nothing can tell.
+
+    Let s be ``eta lam`` and Y the target, ``w = u v - Y``. (i) ``s' = s - 4 w u v + w^2 s``, so a
+    step lowers s by at most ``4 Y^2/(s - 4)``: within 32 steps no lane comes from above the bound
+    to below the middle between 4 and the bound if their distance d is more than ``11.4 abs(Y)``. (ii) A
+    converged lane has ``abs(w') <= abs(w) (1 + (s - 2) + abs(w Y))`` and s grows by at most
+    ``4 abs(w Y)`` in a step: both stay near if ``abs(w Y)`` is small. The numbers below leave
+    room for rounding.
+    """
+    w, u, v = _get_state(tile, 0, k)
+    bound, tol = _get(tile, BOUND, k), _get(tile, W_TOL, k)
+    target = magnitude(u * v - w)
+    distance = (select(bound < largest, bound, largest) - 4) / 2
+    far = (distance >= 1) & (16 * target <= distance)
+    tight = (tol <= 0.02) & (tol * (target + 0.001) <= 3e-5)
+    _put(tile, CALM, k, 4 + distance)
+    _put(tile, NEAR, k, select(tol < 0, fill(w, -1), 1.25 * tol))
+    return any_lane(~(far & tight))
 
 
 @body
-def _step_lanes(s, one, t):
-    """One update with the running extremes; comparisons with NaN are false, so NaN is left out."""
-    w, plus, minus = step(s.w, s.plus, s.minus, one)
-    size, total = magnitude(w), plus + minus
-    higher = size > s.top
-    return Lanes(
-        w, plus, minus, select(higher, size, s.top), select(higher, t, s.at),
-        select(total > s.big, total, s.big), select(size < s.least, size, s.least),
-    )  # fmt: skip
+def _is_calm(tile, k, size, norm):
+    """Lanes of vector k that cannot have ended within a block whose last state has this ``abs(w)`` and ``eta lam``."""
+    return (norm + size <= _get(tile, CALM, k)) & ~((size <= _get(tile, NEAR, k)) & (norm <= STABLE))
+
+
+# --- the fast pass ----------------------------------------------------------------------------
 
 
 @body
-def _close(tile, k, s):
-    """Put vector k back; return whether a test could have ended one of its lanes within the block."""
-    store(tile.w, k, s.w)
-    store(tile.plus, k, s.plus)
-    store(tile.minus, k, s.minus)
-    store(tile.top, k, s.top)
-    store(tile.at, k, s.at)
-    total = s.w + (s.plus + s.minus)
-    sound = (total - total == 0) & (s.big <= load(tile.bound, k)) & (s.least > load(tile.w_tol, k))
-    store(tile.sound, k, select(sound, fill(total, 1), fill(total, 0)))
-    return any_lane(~sound)
+def _open(tile, row, k):
+    """Take vector k into registers, one step on."""
+    w, u, v = step(*_get_state(tile, row, k))
+    return Lanes(w, u, v, fill(w, -1))
 
 
 @body
-def _block(tile, t, steps):
-    """Take all lanes ``steps`` on from step t of the window; four vectors hide each other's latency."""
-    one = fill(load(tile.w, 0), 1)
-    suspect = False
-    for k in range(0, TILE // simd.LANES, 4):
-        a, b, c, d = _open(tile, k), _open(tile, k + 1), _open(tile, k + 2), _open(tile, k + 3)
-        for now in range(t + 1, t + steps + 1):
-            a, b = _step_lanes(a, one, now), _step_lanes(b, one, now)
-            c, d = _step_lanes(c, one, now), _step_lanes(d, one, now)
-        for j, s in enumerate((a, b, c, d)):
-            suspect |= _close(tile, k + j, s)
-    return suspect
+def _larger(size, big):
+    """The running maximum; a comparison with NaN is false, so NaN is left out."""
+    return select(size > big, size, big)
 
 
 @body
-def _replay(tile, lane, t, steps):
-    """Repeat a lane's block with every test after every step; return its status and the step it has reached."""
-    w, plus, minus = tile.w_0[lane], tile.plus_0[lane], tile.minus_0[lane]
-    tile.top[lane], tile.at[lane] = tile.top_0[lane], tile.at_0[lane]
-    one = type(w)(1)
-    for now in range(t + 1, t + steps + 1):
-        new_w, new_plus, new_minus = step(w, plus, minus, one)
-        if abs(new_w) > tile.top[lane]:
-            tile.top[lane], tile.at[lane] = abs(new_w), now
-        code = judge(new_w, new_plus, new_minus, tile.bound[lane], tile.w_tol[lane])
-        if code != NOT_FINITE:
-            w, plus, minus = new_w, new_plus, new_minus
-        if code != NOT_RUN:
-            tile.w[lane], tile.plus[lane], tile.minus[lane] = w, plus, minus
-            return code, now
-    return NOT_RUN, t + steps
+def _step_lanes(s):
+    """Take the present ``abs(w)`` into account, then one update."""
+    w, u, v = step(s.w, s.u, s.v)
+    return Lanes(w, u, v, _larger(magnitude(s.w), s.big))
 
 
 @body
-def _keep(tile, lane, state, i, code, window, t):
-    """Store lane's state in member i, ``t`` steps into the window (t0, late)."""
-    t0, late = window
-    state.w[i], state.plus[i], state.minus[i] = tile.w[lane], tile.plus[lane], tile.minus[lane]
-    state.status[i], state.n_steps[i] = code, t0 + t
-    if tile.top[lane] > state.peak[i]:
-        state.peak[i], state.peak_step[i] = tile.top[lane], t0 + np.int64(tile.at[lane])
-    if late and tile.top[lane] > state.late_peak[i]:
-        state.late_peak[i] = tile.top[lane]
+def _close(tile, row, k, s, negligible):
+    """Put vector k away; return the lanes that did nothing worth a second look."""
+    size = magnitude(s.w)
+    big = _larger(size, s.big)
+    _put_state(tile, row, k, select(size < negligible, fill(s.w, 0), s.w), s.u, s.v)
+    _put(tile, BIG, k, big)
+    return _is_calm(tile, k, size, curvature(s.u, s.v)) & (big <= _get(tile, TOP, k))
 
 
 @body
-def _settle(tile, state, low, high, window, t, steps):
-    """Store the lanes that ended within the block and lay them to rest; return how many."""
+def _six(tile, here, there, steps, negligible):
+    """Take six vectors ``steps`` on; return whether one of their lanes needs a second look."""
+    a, b, c = _open(tile, here, 0), _open(tile, here, 1), _open(tile, here, 2)
+    d, e, f = _open(tile, here, 3), _open(tile, here, 4), _open(tile, here, 5)
+    for _ in range(steps - 1):
+        a, b, c = _step_lanes(a), _step_lanes(b), _step_lanes(c)
+        d, e, f = _step_lanes(d), _step_lanes(e), _step_lanes(f)
+    quiet = _close(tile, there, 0, a, negligible)
+    for k, s in enumerate((b, c, d, e, f)):
+        quiet = quiet & _close(tile, there, k + 1, s, negligible)
+    return any_lane(~quiet)
+
+
+@body
+def _three(tile, here, there, k, steps, negligible):
+    """The same for three vectors from number k on."""
+    a, b, c = _open(tile, here, k), _open(tile, here, k + 1), _open(tile, here, k + 2)
+    for _ in range(steps - 1):
+        a, b, c = _step_lanes(a), _step_lanes(b), _step_lanes(c)
+    quiet = _close(tile, there, k, a, negligible) & _close(tile, there, k + 1, b, negligible)
+    return any_lane(~(quiet & _close(tile, there, k + 2, c, negligible)))
+
+
+@body
+def _block(tile, here, there, steps, negligible):
+    """Take all lanes ``steps`` on; return whether one of them needs a second look."""
+    if ROOMY:
+        return _six(tile, here, there, steps, negligible)
+    first = _three(tile, here, there, 0, steps, negligible)
+    return _three(tile, here, there, 3, steps, negligible) or first
+
+
+# --- the second look --------------------------------------------------------------------------
+
+
+@body
+def _look(tile, here, there, k, wary, t, steps, negligible):
+    """Look at vector k after a block that began t steps into the window; return whether lanes ended."""
+    w, u, v = _get_state(tile, there, k)
+    judged = wary or any_lane(~_is_calm(tile, k, magnitude(w), curvature(u, v)))
+    ended = judged and _judge_block(tile, here, there, k, steps, negligible)
+    _note_peak(tile, here, k, t)
+    return ended
+
+
+@body
+def _judge_block(tile, here, there, k, steps, negligible):
+    """Repeat vector k's block with every test after every step; a lane that ends keeps its state."""
+    w, u, v = _get_state(tile, here, k)
+    bound, w_tol = _get(tile, BOUND, k), _get(tile, W_TOL, k)
+    big, reached, running = fill(w, -1), fill(w, 0), w == w
+    kept = Lanes(w, u, v, big)
+    for now in range(1, steps + 1):
+        w, u, v = step(w, u, v)
+        size = magnitude(w)
+        finite, within, converged = verdict(w, curvature(u, v), bound, w_tol)
+        big = select(running, _larger(size, big), big)
+        kept = _keep_lanes(kept, w, u, v, running & finite)
+        reached = select(running, now, reached)
+        running = running & finite & within & ~converged
+    small = running & (magnitude(kept.w) < negligible)
+    _put_state(tile, there, k, select(small, fill(w, 0), kept.w), kept.u, kept.v)
+    _put(tile, BIG, k, big)
+    _put(tile, REACHED, k, reached)
+    _, within, converged = verdict(kept.w, curvature(kept.u, kept.v), bound, w_tol)
+    how = select(within, select(converged, fill(w, CONVERGED), NOT_FINITE), OVER_BOUND)
+    _put(tile, CODE, k, select(running, fill(w, NOT_RUN), how))
+    return any_lane(~running)
+
+
+@body
+def _keep_lanes(s, w, u, v, mask):
+    return Lanes(select(mask, w, s.w), select(mask, u, s.u), select(mask, v, s.v), s.big)
+
+
+@body
+def _settle(tile, there, state, low, k, t):
+    """Store the lanes of vector k that ended within the block from step t and lay them to rest; return how many."""
     ended = 0
-    for lane in range(high - low):
-        if tile.sound[lane]:
-            continue
-        code, reached = _replay(tile, lane, t, steps)
-        if code != NOT_RUN:
-            _keep(tile, lane, state, low + lane, code, window, reached)
-            _rest(tile, lane)
+    for lane in range(simd.LANES * k, simd.LANES * (k + 1)):
+        if tile[CODE, lane] > NOT_RUN:
+            i = low + lane
+            state.w[i], state.u[i], state.v[i] = tile[there, lane], tile[there + 1, lane], tile[there + 2, lane]
+            state.status[i], state.n_steps[i] = np.int8(tile[CODE, lane]), t + np.int64(tile[REACHED, lane])
+            _rest(tile, there, lane)
             ended += 1
     return ended
 
 
 @body
-def _run_tile(tile, state, limits, low, window, steps):
-    high = min(low + TILE, state.w.size)
-    live = _fill_tile(tile, state, limits, low, high)
-    t = 0
-    while live > 0 and t < steps:
-        block = min(BLOCK, steps - t)
-        if _block(tile, t, block):
-            live -= _settle(tile, state, low, high, window, t, block)
-        t += block
+def _note_peak(tile, here, k, t):
+    """Remember the state before the block where the block holds a new peak."""
+    big, top = _get(tile, BIG, k), _get(tile, TOP, k)
+    higher = big > top
+    if any_lane(higher):
+        _put(tile, TOP, k, select(higher, big, top))
+        _put(tile, AT, k, select(higher, t, _get(tile, AT, k)))
+        for j in range(3):
+            _put(tile, PEAK + j, k, select(higher, _get(tile, here + j, k), _get(tile, PEAK + j, k)))
+
+
+# --- emptying a tile --------------------------------------------------------------------------
+
+
+@body
+def _find_peaks(tile, k, steps):
+    """Turn the number of steps before the peak's block into the first step of the peak."""
+    w, u, v = _get_state(tile, PEAK, k)
+    top, at = _get(tile, TOP, k), _get(tile, AT, k)
+    found = fill(w, 0)
+    for now in range(1, steps + 1):
+        w, u, v = step(w, u, v)
+        found = select((found == 0) & (magnitude(w) == top), now, found)
+    _put(tile, AT, k, select(at >= 0, at + found, at))
+
+
+@body
+def _keep_peaks(tile, state, low, high, window, steps):
+    """Store the peaks of the window; a late one need not be the largest of all."""
+    t0, late = window
+    for k in range(VECTORS):
+        first = simd.LANES * k
+        sought = False
+        for lane in range(first, min(first + simd.LANES, high - low)):
+            sought |= tile[AT, lane] >= 0 and tile[TOP, lane] > state.peak[low + lane]
+        if sought:
+            _find_peaks(tile, k, steps)
+    for lane in range(high - low):
+        i = low + lane
+        if tile[AT, lane] >= 0:
+            if late:
+                state.late_peak[i] = tile[TOP, lane]
+            if tile[TOP, lane] > state.peak[i]:
+                state.peak[i], state.peak_step[i] = tile[TOP, lane], t0 + np.int64(tile[AT, lane])
+
+
+@body
+def _keep_states(tile, here, state, low, high, t):
+    """Store the members that are still running at step t."""
     for i in range(low, high):
         if state.status[i] == NOT_RUN:
-            _keep(tile, i - low, state, i, NOT_RUN, window, t)
+            lane = i - low
+            state.w[i], state.u[i], state.v[i] = tile[here, lane], tile[here + 1, lane], tile[here + 2, lane]
+            state.n_steps[i] = t
+
+
+@body
+def _run_tile(tile, state, limits, low, window, steps, extremes):
+    high = min(low + TILE, state.w.size)
+    t0, late = window
+    negligible, largest = extremes
+    live = _fill_tile(tile, state, limits, low, high, late)
+    wary = False
+    for k in range(VECTORS):
+        wary |= _set_limits(tile, k, largest)
+    here, there, t = 0, 3, 0
+    while live > 0 and t < steps:
+        block = min(BLOCK - (t0 + t) % BLOCK, steps - t)
+        least = negligible if (t0 + t + block) % BLOCK == 0 else 0.0
+        if wary or _block(tile, here, there, block, least):
+            for k in range(VECTORS):
+                if _look(tile, here, there, k, wary, t, block, least):
+                    live -= _settle(tile, there, state, low, k, t0 + t)
+        here, there = there, here
+        t += block
+    _keep_states(tile, here, state, low, high, t0 + t)
+    _keep_peaks(tile, state, low, high, window, min(steps, BLOCK))
 
 
 @jit()
-def _run(tile, state, limits, window, steps):
+def _run(tile, state, limits, window, steps, extremes):
     for low in range(0, state.w.size, TILE):
-        _run_tile(tile, state, limits, low, window, steps)
+        _run_tile(tile, state, limits, low, window, steps, extremes)
 
 
 def advance(state: State, limits: Limits, t0: int, t1: int, late_from: int) -> None:
@@ -278,11 +423,13 @@ def advance(state: State, limits: Limits, t0: int, t1: int, late_from: int) -> N
 
     No bit depends on how a run is cut into such calls.
     """
-    tile = Tile(*(simd.empty((TILE // simd.LANES,), state.w.dtype).reshape(-1) for _ in Tile._fields))
+    dtype = state.w.dtype
+    tile = simd.zeros((ROWS, VECTORS), dtype).reshape(ROWS, TILE)
+    extremes = negligible(dtype), float(np.sqrt(np.finfo(dtype).max))
     cut = min(max(late_from - 1, t0), t1)
     for first, last, late in ((t0, cut, False), (cut, t1, True)):
         for low in range(first, last, LONGEST):
-            _run(tile, state, limits, (low, late), min(LONGEST, last - low))
+            _run(tile, state, limits, (low, late), min(LONGEST, last - low), extremes)
 
 
 def finish(state: State) -> None:
@@ -295,7 +442,7 @@ def observe_members(state, y, eta, n_eff, f, lam, loss, sharpness):
     """Write the observables of every member, formed in float64, into four (B,) arrays."""
     for i in range(f.size):
         f[i], lam[i], loss[i], sharpness[i] = observe(
-            np.float64(state.w[i]), np.float64(state.plus[i]), np.float64(state.minus[i]), y[i], eta[i], n_eff[i]
+            np.float64(state.w[i]), np.float64(state.u[i]), np.float64(state.v[i]), y[i], eta[i], n_eff[i]
         )
 
 
