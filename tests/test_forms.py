@@ -33,7 +33,9 @@ def test_every_form_gives_the_same_run(d, m, dtype, monkeypatch):
     # In float32 a gradient of 1e-9 is rounding, and so is the step at which it is reached.
     stop = cf.Stop() if dtype == "float64" else cf.Stop(converged=None)
     sweep = sweep_of(d, m, dtype, stop=stop, training=cf.GradientDescent(schedule=np.linspace(0.5, 1.0, 40)))
-    root, *others = (run_in(form, monkeypatch, sweep) for form in FORMS)
+    # Columns in single precision differ in nothing but the type; they would cost a minute of compiling.
+    compared = FORMS if dtype == "float64" else FORMS[:2]
+    root, *others = (run_in(form, monkeypatch, sweep) for form in compared)
     eps = np.finfo(dtype).eps
     # A catapult multiplies rounding by its own height; the first records come before it.
     early, late = (1e2 * eps, slice(0, 2)), (1e7 * eps, slice(0, None))
