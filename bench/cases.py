@@ -64,9 +64,8 @@ SIZES = {
     "linear-growth": Size(32, 512, 200),
 }
 EXPLICIT_WIDTH, EXPLICIT_MEMBERS = 4096, 8
-# Products of kernels/one_sample/formula.step, fused or not: what needs the multiply-add units. Its two
-# differences are not counted, since they may run beside.
-SCALAR_INSTRUCTIONS = 4
+# Products of kernels/one_sample/formula.free_step, fused or not: what needs the multiply-add units.
+SCALAR_INSTRUCTIONS = 3
 
 
 def sweep_of(size: Size, *, samples: int | None = None, top: float = 3.5, **options: Any) -> Sweep:

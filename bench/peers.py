@@ -99,7 +99,7 @@ def scalar_peers() -> list[Peer]:
     """Peers of the one-sample map."""
     return [
         Peer("JAX, plain scan", "jax", "scalar_pair", {}),
-        Peer("JAX, our form", "jax", "scalar_triple", {"unroll": (1, 4, 8, 16)}),
+        Peer("JAX, our form", "jax", "scalar_factors", {"unroll": (1, 4, 8, 16)}),
         Peer("NumPy, plain", "numpy", "scalar_plain", {}),
         Peer("NumPy, blocked in place", "numpy", "scalar_blocked", {"batch": (4096, 16384)}),
     ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from catapult_fast.bench.problems import Linear, Scalar
 
-__all__ = ["gram", "root", "scalar_pair", "scalar_triple", "shared"]
+__all__ = ["gram", "root", "scalar_factors", "scalar_pair", "shared"]
 
 jax.config.update("jax_enable_x64", True)
 
@@ -126,19 +126,20 @@ def scalar_pair(problem: Scalar, steps: int, *, unroll: int = 1) -> Train:
     return _of_rates(member, problem.f, problem.lam)
 
 
-def scalar_triple(problem: Scalar, steps: int, *, unroll: int = 1) -> Train:
-    """The map in our variables (w, plus, minus)."""
+def scalar_factors(problem: Scalar, steps: int, *, unroll: int = 1) -> Train:
+    """The map as our kernel has it at target 0: ``u v = eta f/sqrt(n)``, ``u^2 + v^2 = eta lam``."""
     root_n = problem.width**0.5
 
     def member(eta: Any, f: Any, lam: Any) -> Any:
         w, trace = eta * f / root_n, 0.5 * eta * lam
+        u = jnp.sqrt(trace + jnp.sqrt((trace - w) * (trace + w)))
 
         def step(state: Any) -> Any:
-            w, plus, minus = state
-            turn = 1.0 - 2.0 * (plus + minus) + w * (plus - minus)
-            return w * turn, (1.0 - w) ** 2 * plus, (1.0 + w) ** 2 * minus
+            u, v = state
+            w = u * v
+            return u - w * v, v - w * u
 
-        w, _, _ = _scan(step, (w, 0.5 * (trace + w), 0.5 * (trace - w)), steps, unroll)
-        return 0.5 * (w * root_n / eta) ** 2
+        u, v = _scan(step, (u, w / u), steps, unroll)
+        return 0.5 * (u * v * root_n / eta) ** 2
 
     return _of_rates(member, problem.f, problem.lam)

@@ -144,7 +144,7 @@ def bytes_per_member(sweep: Sweep) -> int:
 
 def block_members(sweep: Sweep) -> tuple[int, int]:
     """Members to advance together, and the number that this should be a multiple of."""
-    return 65536, 64
+    return 1365 * on_cpu.TILE, on_cpu.TILE
 
 
 def work_per_step(sweep: Sweep) -> float:

@@ -44,13 +44,17 @@ def test_every_lane_is_the_scalar_operation(dtype):
 @jit()
 def fused(a, b, c, out):
     simd.store(out, 0, simd.fma(simd.load(a, 0), simd.load(b, 0), simd.load(c, 0)))
+    out[1, 0] = simd.fma(a[0, 0], b[0, 0], c[0, 0])
 
 
 def test_fma_rounds_once():
-    a, b, c, out = (simd.zeros((1,), np.float64) for _ in range(4))
+    a, b, c = (simd.zeros((1,), np.float64) for _ in range(3))
+    out = simd.zeros((2,), np.float64)
     a[...], b[...] = 1 + 2.0**-30, 1 - 2.0**-30
     c[...] = -1.0
     fused(a, b, c, out)
+    assert out[1, 0] == -(2.0**-60)
+    out = out[0]
     assert (out == -(2.0**-60)).all()
 
 

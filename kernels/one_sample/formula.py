@@ -45,6 +45,14 @@ def step(w, u, v):
 
 
 @body
+def free_step(u, v):
+    """Its u and v where the target is 0: w is ``u v`` itself, which has all its digits as a product."""
+    w = u * v
+    v_new = fma(w, -u, v)  # -w would be the product of other factors to a compiler, and be formed again
+    return fma(w, -v, u), v_new
+
+
+@body
 def curvature(u, v):
     """``eta lam``, the squared parameter norm up to a constant factor."""
     return fma(u, u, v * v)

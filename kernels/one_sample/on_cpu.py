@@ -18,23 +18,25 @@ from numba.core.codegen import get_host_cpu_features
 
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.compile import body, jit
-from catapult_fast.kernels.one_sample.formula import curvature, judge, observe, residual, start, step, verdict
+from catapult_fast.kernels.one_sample import formula
+from catapult_fast.kernels.one_sample.formula import curvature, free_step, judge, step, verdict
 from catapult_fast.kernels.outcome import CONVERGED, DONE, NOT_FINITE, NOT_RUN, OVER_BOUND
 from catapult_fast.kernels.simd import any_lane, fill, load, magnitude, select, store
 
 VECTORS = 6
 TILE = VECTORS * simd.LANES
-BLOCK = 32
-ROOMY = "+avx512f" in get_host_cpu_features()  # registers for six vectors; elsewhere three at a time are fastest
+BLOCK = 64  # steps between looks at members without rules
+RULED_BLOCK = 32  # and at others, a divisor of BLOCK: a member that ends repeats its block
 LONGEST = 1 << 24  # a peak's block is kept as a float, counted from the start of the window
 STABLE = 2.01  # eta lam of a minimum that may be stable
 
 # A tile is an array of scratch, (ROWS, TILE). The state (w, u, v) is in rows 0, 1, 2 before a block and in 3, 4, 5
-# after it, or the other way round. A lane is calm while eta lam + abs(w) <= its CALM and not (abs(w) <= its NEAR and
-# eta lam <= STABLE). TOP is the largest abs(w), BIG that of the block. AT counts the steps of the window before the
-# peak's block (-1: the peak is older); PEAK and the two rows below are the state there. CODE and REACHED say which
-# lanes ended within the block, and after how many of its steps.
-BOUND, W_TOL, CALM, NEAR, BIG, TOP, AT, CODE, REACHED, PEAK = range(6, 16)
+# after it, or the other way round. FREE is 1 where the target is 0, else 0. A block needs a second look where
+# eta lam + abs(w) exceeds CALM, abs(w) lies between FLOOR and NEAR, or BIG, the largest abs(w) of the block, exceeds
+# TOP, that of all. AT counts the steps of the window before the peak's block (-1: the peak is older); PEAK and the two
+# rows below are the state there. CODE and REACHED say which lanes ended within the block, and after how many of its
+# steps.
+BOUND, W_TOL, FREE, CALM, FLOOR, NEAR, BIG, TOP, AT, CODE, REACHED, PEAK = range(6, 18)
 ROWS = PEAK + 3
 
 
@@ -57,10 +59,13 @@ class State(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Per member: the largest ``eta lam`` (inf: none), and the ``abs(w)`` that counts as converged (-1: none)."""
+    """Per member: the largest ``eta lam`` (inf: none), the ``abs(w)`` that counts as converged (-1: none), and whether
+    the target is 0.
+    """
 
     bound: np.ndarray
     w_tol: np.ndarray
+    free: np.ndarray
 
 
 class Lanes(NamedTuple):
@@ -86,7 +91,7 @@ def new_state(members: int, dtype: type | np.dtype = np.float64) -> State:
 
 
 def negligible(dtype: type | np.dtype) -> float:
-    """Return the ``abs(w)`` below which w becomes 0 after steps that are a multiple of ``BLOCK``.
+    """Return the ``abs(w)`` below which w becomes 0 after every step whose number is a multiple of ``BLOCK``.
 
     Numbers whose rounding errors no longer exist in the type slow some processors down a
     hundredfold, and a contracting orbit would stay among them for ever.
@@ -112,7 +117,7 @@ def begin(f0, lam0, y, eta, n_eff, diverged, w_tol, *, late_from, dtype=np.float
         float32 or float64: the type of the state. The start itself is formed in float64.
     """
     state = new_state(len(f0), dtype)
-    limits = Limits(np.empty(len(f0), dtype), np.array(w_tol, dtype))
+    limits = Limits(np.empty(len(f0), dtype), np.array(w_tol, dtype), np.asarray(y) == 0)
     values = [np.array(value, np.float64) for value in (f0, lam0, y, eta, n_eff)]
     _start(state, limits, *values, float(diverged))
     if late_from <= 0:
@@ -123,7 +128,7 @@ def begin(f0, lam0, y, eta, n_eff, diverged, w_tol, *, late_from, dtype=np.float
 @jit()
 def _start(state, limits, f0, lam0, y, eta, n_eff, diverged):
     for i in range(f0.size):
-        state.w[i], state.u[i], state.v[i] = start(f0[i], lam0[i], y[i], eta[i], n_eff[i])
+        state.w[i], state.u[i], state.v[i] = formula.start(f0[i], lam0[i], y[i], eta[i], n_eff[i])
         norm = curvature(state.u[i], state.v[i])
         limits.bound[i] = diverged if math.isinf(diverged) else diverged * norm
         state.status[i] = judge(state.w[i], state.u[i], state.v[i], limits.bound[i], limits.w_tol[i])
@@ -156,21 +161,24 @@ def _put_state(tile, row, k, w, u, v):
 
 
 @body
-def _fill_tile(tile, state, limits, low, high, late):
-    """Fill the lanes from member ``low`` on; lanes without work rest at the fixed point 0."""
-    live = 0
+def _fill_tile(tile, state, limits, low, high):
+    """Fill the lanes from member ``low`` on; return how many have work, and how many of these the target 0.
+
+    The others rest at the fixed point 0.
+    """
+    live = free = 0
     for lane in range(TILE):
         i = low + lane
-        tile[AT, lane] = -1
         if i < high and state.status[i] == NOT_RUN:
             tile[0, lane], tile[1, lane], tile[2, lane] = state.w[i], state.u[i], state.v[i]
             tile[BOUND, lane], tile[W_TOL, lane] = limits.bound[i], limits.w_tol[i]
-            tile[TOP, lane] = state.late_peak[i] if late else state.peak[i]
+            tile[FREE, lane] = limits.free[i]
             live += 1
+            free += limits.free[i]
         else:
-            tile[TOP, lane] = np.inf
+            tile[FREE, lane] = 0
             _rest(tile, 0, lane)
-    return live
+    return live, free
 
 
 @body
@@ -178,45 +186,63 @@ def _rest(tile, row, lane):
     """Leave the lane at the fixed point 0, where no test can find it."""
     tile[row, lane] = tile[row + 1, lane] = tile[row + 2, lane] = 0
     tile[BOUND, lane], tile[W_TOL, lane] = np.inf, -1
-    tile[CALM, lane], tile[NEAR, lane] = np.inf, -1
+    tile[CALM, lane], tile[FLOOR, lane], tile[NEAR, lane] = np.inf, 0, -1
 
 
 @body
-def _set_limits(tile, k, largest):
-    """Set what tells a calm lane of vector k; return whether there are lanes that nothing can tell.
+def _set_limits(tile, k, extremes):
+    """Set what calls for a second look at vector k; return whether lanes need it anyway, and whether any has rules.
 
     Let s be ``eta lam`` and Y the target, ``w = u v - Y``. (i) ``s' = s - 4 w u v + w^2 s``, so a
     step lowers s by at most ``4 Y^2/(s - 4)``: within 32 steps no lane comes from above the bound
-    to below the middle between 4 and the bound if their distance d is more than ``11.4 abs(Y)``. (ii) A
+    to below the middle between 4 and the bound if that is more than ``11.4 abs(Y)`` away. (ii) A
     converged lane has ``abs(w') <= abs(w) (1 + (s - 2) + abs(w Y))`` and s grows by at most
     ``4 abs(w Y)`` in a step: both stay near if ``abs(w Y)`` is small. The numbers below leave
     room for rounding.
     """
+    smallest, negligible, largest = extremes
     w, u, v = _get_state(tile, 0, k)
     bound, tol = _get(tile, BOUND, k), _get(tile, W_TOL, k)
-    target = magnitude(u * v - w)
+    target, judged = magnitude(u * v - w), tol >= 0
     distance = (select(bound < largest, bound, largest) - 4) / 2
-    far = (distance >= 1) & (16 * target <= distance)
+    far = (distance >= 1) & (24 * target <= distance)
     tight = (tol <= 0.02) & (tol * (target + 0.001) <= 3e-5)
     _put(tile, CALM, k, 4 + distance)
-    _put(tile, NEAR, k, select(tol < 0, fill(w, -1), 1.25 * tol))
-    return any_lane(~(far & tight))
+    _put(tile, FLOOR, k, select(judged, fill(w, 0), smallest))
+    _put(tile, NEAR, k, select(judged & (1.25 * tol > negligible), 1.25 * tol, fill(w, negligible)))
+    return any_lane(~(far & tight)), any_lane((bound < largest) | judged)
 
 
 @body
-def _is_calm(tile, k, size, norm):
-    """Lanes of vector k that cannot have ended within a block whose last state has this ``abs(w)`` and ``eta lam``."""
-    return (norm + size <= _get(tile, CALM, k)) & ~((size <= _get(tile, NEAR, k)) & (norm <= STABLE))
+def _may_have_ended(tile, k, size, norm):
+    """Lanes of vector k that may have ended within a block whose last state has this ``abs(w)`` and ``eta lam``."""
+    near = (size <= _get(tile, NEAR, k)) & (_get(tile, W_TOL, k) >= 0) & (norm <= STABLE)
+    return ~(norm + size <= _get(tile, CALM, k)) | near
 
 
 # --- the fast pass ----------------------------------------------------------------------------
 
 
 @body
-def _open(tile, row, k):
+def _open(tile, row, k, free):
     """Take vector k into registers, one step on."""
-    w, u, v = step(*_get_state(tile, row, k))
-    return Lanes(w, u, v, fill(w, -1))
+    w, u, v = _get_state(tile, row, k)
+    return _update(Lanes(w, u, v, fill(w, -1)), free)
+
+
+@body
+def _update(s, free):
+    """One update of lanes that all have the target 0, whose w is ``u v`` and not kept, or (None) of any lanes."""
+    if free is None:
+        w, u, v = step(s.w, s.u, s.v)
+        return Lanes(w, u, v, s.big)
+    u, v = free_step(s.u, s.v)
+    return Lanes(s.w, u, v, s.big)
+
+
+@body
+def _present(s, free):
+    return s.w if free is None else s.u * s.v
 
 
 @body
@@ -226,85 +252,113 @@ def _larger(size, big):
 
 
 @body
-def _step_lanes(s):
+def _step_lanes(s, free):
     """Take the present ``abs(w)`` into account, then one update."""
-    w, u, v = step(s.w, s.u, s.v)
-    return Lanes(w, u, v, _larger(magnitude(s.w), s.big))
+    big = _larger(magnitude(_present(s, free)), s.big)
+    return _update(Lanes(s.w, s.u, s.v, big), free)
 
 
 @body
-def _close(tile, row, k, s, negligible):
-    """Put vector k away; return the lanes that did nothing worth a second look."""
-    size = magnitude(s.w)
+def _close(tile, row, k, s, free):
+    """Put vector k away; return the lanes that need no second look."""
+    w = _present(s, free)
+    size = magnitude(w)
     big = _larger(size, s.big)
-    _put_state(tile, row, k, select(size < negligible, fill(s.w, 0), s.w), s.u, s.v)
+    _put_state(tile, row, k, w, s.u, s.v)
     _put(tile, BIG, k, big)
-    return _is_calm(tile, k, size, curvature(s.u, s.v)) & (big <= _get(tile, TOP, k))
+    near = (size >= _get(tile, FLOOR, k)) & (size <= _get(tile, NEAR, k))
+    return (curvature(s.u, s.v) + size <= _get(tile, CALM, k)) & (big <= _get(tile, TOP, k)) & ~near
 
 
 @body
-def _six(tile, here, there, steps, negligible):
+def _six(tile, here, there, steps, free):
     """Take six vectors ``steps`` on; return whether one of their lanes needs a second look."""
-    a, b, c = _open(tile, here, 0), _open(tile, here, 1), _open(tile, here, 2)
-    d, e, f = _open(tile, here, 3), _open(tile, here, 4), _open(tile, here, 5)
+    a, b, c = _open(tile, here, 0, free), _open(tile, here, 1, free), _open(tile, here, 2, free)
+    d, e, f = _open(tile, here, 3, free), _open(tile, here, 4, free), _open(tile, here, 5, free)
     for _ in range(steps - 1):
-        a, b, c = _step_lanes(a), _step_lanes(b), _step_lanes(c)
-        d, e, f = _step_lanes(d), _step_lanes(e), _step_lanes(f)
-    quiet = _close(tile, there, 0, a, negligible)
+        a, b, c = _step_lanes(a, free), _step_lanes(b, free), _step_lanes(c, free)
+        d, e, f = _step_lanes(d, free), _step_lanes(e, free), _step_lanes(f, free)
+    quiet = _close(tile, there, 0, a, free)
     for k, s in enumerate((b, c, d, e, f)):
-        quiet = quiet & _close(tile, there, k + 1, s, negligible)
+        quiet = quiet & _close(tile, there, k + 1, s, free)
     return any_lane(~quiet)
 
 
 @body
-def _three(tile, here, there, k, steps, negligible):
+def _three(tile, here, there, k, steps, free):
     """The same for three vectors from number k on."""
-    a, b, c = _open(tile, here, k), _open(tile, here, k + 1), _open(tile, here, k + 2)
+    a, b, c = _open(tile, here, k, free), _open(tile, here, k + 1, free), _open(tile, here, k + 2, free)
     for _ in range(steps - 1):
-        a, b, c = _step_lanes(a), _step_lanes(b), _step_lanes(c)
-    quiet = _close(tile, there, k, a, negligible) & _close(tile, there, k + 1, b, negligible)
-    return any_lane(~(quiet & _close(tile, there, k + 2, c, negligible)))
+        a, b, c = _step_lanes(a, free), _step_lanes(b, free), _step_lanes(c, free)
+    quiet = _close(tile, there, k, a, free) & _close(tile, there, k + 1, b, free)
+    return any_lane(~(quiet & _close(tile, there, k + 2, c, free)))
 
 
 @body
-def _block(tile, here, there, steps, negligible):
+def _twice_three(tile, here, there, steps, free):
+    first = _three(tile, here, there, 0, steps, free)
+    return _three(tile, here, there, 3, steps, free) or first
+
+
+# Six vectors need the registers of AVX-512.
+_all_vectors = _six if "+avx512f" in get_host_cpu_features() else _twice_three
+
+
+@body
+def _block(tile, here, there, steps, free):
     """Take all lanes ``steps`` on; return whether one of them needs a second look."""
-    if ROOMY:
-        return _six(tile, here, there, steps, negligible)
-    first = _three(tile, here, there, 0, steps, negligible)
-    return _three(tile, here, there, 3, steps, negligible) or first
+    if free:
+        return _all_vectors(tile, here, there, steps, True)
+    return _all_vectors(tile, here, there, steps, None)
 
 
 # --- the second look --------------------------------------------------------------------------
 
 
 @body
-def _look(tile, here, there, k, wary, t, steps, negligible):
+def _look(tile, here, there, k, wary, t, steps):
     """Look at vector k after a block that began t steps into the window; return whether lanes ended."""
     w, u, v = _get_state(tile, there, k)
-    judged = wary or any_lane(~_is_calm(tile, k, magnitude(w), curvature(u, v)))
-    ended = judged and _judge_block(tile, here, there, k, steps, negligible)
+    judged = wary or any_lane(_may_have_ended(tile, k, magnitude(w), curvature(u, v)))
+    ended = judged and _judge_block(tile, here, there, k, steps)
     _note_peak(tile, here, k, t)
     return ended
 
 
 @body
-def _judge_block(tile, here, there, k, steps, negligible):
+def _sweep_dust(tile, row, k, negligible):
+    """Set negligible w to 0, and u or v where they would bring it back."""
+    w, u, v = _get_state(tile, row, k)
+    dust = magnitude(w) < negligible
+    gone, flat = dust & (magnitude(u * v) < negligible), magnitude(v) <= magnitude(u)
+    zero = fill(w, 0)
+    _put_state(tile, row, k, select(dust, zero, w), select(gone & ~flat, zero, u), select(gone & flat, zero, v))
+
+
+@body
+def _update_mixed(w, u, v, free):
+    """One update of lanes of which the mask ``free`` tells those with the target 0."""
+    w_new, u_new, v_new = step(w, u, v)
+    u_free, v_free = free_step(u, v)
+    return select(free, u_free * v_free, w_new), select(free, u_free, u_new), select(free, v_free, v_new)
+
+
+@body
+def _judge_block(tile, here, there, k, steps):
     """Repeat vector k's block with every test after every step; a lane that ends keeps its state."""
     w, u, v = _get_state(tile, here, k)
     bound, w_tol = _get(tile, BOUND, k), _get(tile, W_TOL, k)
-    big, reached, running = fill(w, -1), fill(w, 0), w == w
+    big, reached, running, free = fill(w, -1), fill(w, 0), w == w, _get(tile, FREE, k) > 0
     kept = Lanes(w, u, v, big)
     for now in range(1, steps + 1):
-        w, u, v = step(w, u, v)
+        w, u, v = _update_mixed(w, u, v, free)
         size = magnitude(w)
         finite, within, converged = verdict(w, curvature(u, v), bound, w_tol)
         big = select(running, _larger(size, big), big)
         kept = _keep_lanes(kept, w, u, v, running & finite)
         reached = select(running, now, reached)
         running = running & finite & within & ~converged
-    small = running & (magnitude(kept.w) < negligible)
-    _put_state(tile, there, k, select(small, fill(w, 0), kept.w), kept.u, kept.v)
+    _put_state(tile, there, k, kept.w, kept.u, kept.v)
     _put(tile, BIG, k, big)
     _put(tile, REACHED, k, reached)
     _, within, converged = verdict(kept.w, curvature(kept.u, kept.v), bound, w_tol)
@@ -348,25 +402,45 @@ def _note_peak(tile, here, k, t):
 
 
 @body
-def _find_peaks(tile, k, steps):
-    """Turn the number of steps before the peak's block into the first step of the peak."""
-    w, u, v = _get_state(tile, PEAK, k)
-    top, at = _get(tile, TOP, k), _get(tile, AT, k)
-    found = fill(w, 0)
-    for now in range(1, steps + 1):
-        w, u, v = step(w, u, v)
-        found = select((found == 0) & (magnitude(w) == top), now, found)
-    _put(tile, AT, k, select(at >= 0, at + found, at))
+def _seek(tile, k, s, now):
+    """One update of vector k; ``s.big`` becomes the step where its ``abs(w)`` is first that of the peak."""
+    w, u, v = _update_mixed(s.w, s.u, s.v, _get(tile, FREE, k) > 0)
+    found = (s.big == 0) & (magnitude(w) == _get(tile, TOP, k))
+    return Lanes(w, u, v, select(found, now, s.big))
 
 
 @body
-def _keep_peaks(tile, state, low, high, window, steps):
-    """Store the peaks of the window; a late one need not be the largest of all."""
-    t0, late = window
-    for k in range(VECTORS):
-        first = simd.LANES * k
-        sought = False
-        for lane in range(first, min(first + simd.LANES, high - low)):
+def _find_peaks(tile, k, steps):
+    """Turn the number of steps before the peak's block into the first step of the peak, for three vectors from k on."""
+    w, u, v = _get_state(tile, PEAK, k)
+    a = Lanes(w, u, v, fill(w, 0))
+    w, u, v = _get_state(tile, PEAK, k + 1)
+    b = Lanes(w, u, v, fill(w, 0))
+    w, u, v = _get_state(tile, PEAK, k + 2)
+    c = Lanes(w, u, v, fill(w, 0))
+    for now in range(1, steps + 1):
+        a, b, c = _seek(tile, k, a, now), _seek(tile, k + 1, b, now), _seek(tile, k + 2, c, now)
+    for j, s in enumerate((a, b, c)):
+        at = _get(tile, AT, k + j)
+        _put(tile, AT, k + j, select(at >= 0, at + s.big, at))
+
+
+@body
+def _expect_peaks(tile, state, low, high, late):
+    """Set the peaks that are to be exceeded; an idle lane exceeds none."""
+    for lane in range(TILE):
+        i = low + lane
+        tile[AT, lane], tile[TOP, lane] = -1, np.inf
+        if i < high and state.status[i] == NOT_RUN:
+            tile[TOP, lane] = state.late_peak[i] if late else state.peak[i]
+
+
+@body
+def _keep_peaks(tile, state, low, high, t0, late, steps):
+    """Store the peaks of a window from step t0; a late one need not be the largest of all."""
+    for k in range(0, VECTORS, 3):
+        first, sought = simd.LANES * k, False
+        for lane in range(first, min(first + 3 * simd.LANES, high - low)):
             sought |= tile[AT, lane] >= 0 and tile[TOP, lane] > state.peak[low + lane]
         if sought:
             _find_peaks(tile, k, steps)
@@ -390,32 +464,46 @@ def _keep_states(tile, here, state, low, high, t):
 
 
 @body
-def _run_tile(tile, state, limits, low, window, steps, extremes):
-    high = min(low + TILE, state.w.size)
-    t0, late = window
-    negligible, largest = extremes
-    live = _fill_tile(tile, state, limits, low, high, late)
-    wary = False
-    for k in range(VECTORS):
-        wary |= _set_limits(tile, k, largest)
-    here, there, t = 0, 3, 0
-    while live > 0 and t < steps:
-        block = min(BLOCK - (t0 + t) % BLOCK, steps - t)
-        least = negligible if (t0 + t + block) % BLOCK == 0 else 0.0
-        if wary or _block(tile, here, there, block, least):
+def _run_window(tile, here, state, low, t0, t1, kind):
+    """Take a tile from step t0 to t1; return where its state is, and how many lanes are still at work."""
+    live, free, wary, length, negligible = kind
+    there, t = 3 - here, t0
+    while live > 0 and t < t1:
+        steps = min(length - t % length, t1 - t)
+        if wary or _block(tile, here, there, steps, free):
             for k in range(VECTORS):
-                if _look(tile, here, there, k, wary, t, block, least):
-                    live -= _settle(tile, there, state, low, k, t0 + t)
+                if _look(tile, here, there, k, wary, t - t0, steps):
+                    live -= _settle(tile, there, state, low, k, t)
+                if (t + steps) % BLOCK == 0:
+                    _sweep_dust(tile, there, k, negligible)
         here, there = there, here
-        t += block
-    _keep_states(tile, here, state, low, high, t0 + t)
-    _keep_peaks(tile, state, low, high, window, min(steps, BLOCK))
+        t += steps
+    return here, live
+
+
+@body
+def _run_tile(tile, state, limits, low, times, extremes):
+    high = min(low + TILE, state.w.size)
+    live, free = _fill_tile(tile, state, limits, low, high)
+    wary, ruled = 0 < free < live, False
+    for k in range(VECTORS):
+        needy, has_rules = _set_limits(tile, k, extremes)
+        wary, ruled = wary or needy, ruled or has_rules
+    length = RULED_BLOCK if ruled else BLOCK
+    here = 0
+    for part in range(2):
+        t0, t1, late = times[part], times[part + 1], part == 1
+        if t0 < t1 and live > 0:
+            _expect_peaks(tile, state, low, high, late)
+            here, live = _run_window(tile, here, state, low, t0, t1, (live, free > 0, wary, length, extremes[1]))
+            _keep_peaks(tile, state, low, high, t0, late, min(length, t1 - t0))
+    _keep_states(tile, here, state, low, high, times[2])
 
 
 @jit()
-def _run(tile, state, limits, window, steps, extremes):
+def _run(tile, state, limits, times, extremes):
     for low in range(0, state.w.size, TILE):
-        _run_tile(tile, state, limits, low, window, steps, extremes)
+        _run_tile(tile, state, limits, low, times, extremes)
 
 
 def advance(state: State, limits: Limits, t0: int, t1: int, late_from: int) -> None:
@@ -423,13 +511,12 @@ def advance(state: State, limits: Limits, t0: int, t1: int, late_from: int) -> N
 
     No bit depends on how a run is cut into such calls.
     """
-    dtype = state.w.dtype
+    dtype, info = state.w.dtype, np.finfo(state.w.dtype)
     tile = simd.zeros((ROWS, VECTORS), dtype).reshape(ROWS, TILE)
-    extremes = negligible(dtype), float(np.sqrt(np.finfo(dtype).max))
-    cut = min(max(late_from - 1, t0), t1)
-    for first, last, late in ((t0, cut, False), (cut, t1, True)):
-        for low in range(first, last, LONGEST):
-            _run(tile, state, limits, (low, late), min(LONGEST, last - low), extremes)
+    extremes = float(info.smallest_subnormal), negligible(dtype), float(np.sqrt(info.max))
+    for first in range(t0, t1, LONGEST):
+        last = min(first + LONGEST, t1)
+        _run(tile, state, limits, (first, min(max(late_from - 1, first), last), last), extremes)
 
 
 def finish(state: State) -> None:
@@ -441,7 +528,7 @@ def finish(state: State) -> None:
 def observe_members(state, y, eta, n_eff, f, lam, loss, sharpness):
     """Write the observables of every member, formed in float64, into four (B,) arrays."""
     for i in range(f.size):
-        f[i], lam[i], loss[i], sharpness[i] = observe(
+        f[i], lam[i], loss[i], sharpness[i] = formula.observe(
             np.float64(state.w[i]), np.float64(state.u[i]), np.float64(state.v[i]), y[i], eta[i], n_eff[i]
         )
 
@@ -450,7 +537,7 @@ def observe_members(state, y, eta, n_eff, f, lam, loss, sharpness):
 def loss_at(size, eta, n_eff, out):
     """Write the loss of states with ``abs(w) = size``, formed in float64, into a (B,) array."""
     for i in range(out.size):
-        r = residual(np.float64(size[i]), eta[i], n_eff[i])
+        r = formula.residual(np.float64(size[i]), eta[i], n_eff[i])
         out[i] = 0.5 * r * r
 
 
