@@ -53,7 +53,7 @@ class Members:
 
         def work(block: Any) -> None:
             form = block.state.form
-            updates(form.problem, form.state, 0, self.sweep.steps, form.schedule, form.scratch)
+            updates(form.problem, form.state, self.sweep.steps, form.schedule, form.scratch)
 
         self._again(work)
 

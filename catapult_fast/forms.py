@@ -23,12 +23,15 @@ from catapult_fast.kernels.lanczos.on_cpu import start_vector
 from catapult_fast.kernels.linear import on_cpu as root_kernel
 from catapult_fast.kernels.linear import record_on_cpu
 from catapult_fast.kernels.linear import state as root
+from catapult_fast.kernels.linear.ending_on_cpu import Trace
+from catapult_fast.kernels.outcome import CONVERGED
 from catapult_fast.starts import Start, minibatch_order
 from catapult_fast.sweep import Sweep
 
 __all__ = ["ColumnBlocks", "Form", "LaneBlocks", "Root", "SharedColumns", "form_of", "tolerance_of"]
 
 LANES = simd.LANES
+NO_TRACE = Trace(simd.zeros((0, 0), np.float64), 0, 0)
 Array = NDArray[np.float64]
 Places = NDArray[np.intp]
 
@@ -147,9 +150,27 @@ class Form:
         """The eigenvector found last, of one member."""
         return np.array(self.state.ritz[tile, :, lane])
 
-    def advance(self, t0: int, t1: int) -> None:
-        """Apply the updates t0 .. t1 - 1; t0 = t1 = 0 judges the starts."""
+    def advance(self, t1: int, trace: Trace = NO_TRACE) -> None:
+        """Apply the updates before t1; t1 = 0 judges the starts."""
+        while self._train(t1, trace):
+            self._confirm()
+            if t1 == 0:
+                break
+
+    def _train(self, t1: int, trace: Trace) -> bool:
+        """Advance until t1, or in some tiles until a member may have converged; returns whether any tile waits."""
         raise NotImplementedError
+
+    def _confirm(self) -> None:
+        """End the waiting members whose minimum is stable for their rate, eta ntk <= 2."""
+        state = self.state
+        value, residual = (simd.zeros(state.small.shape[:1], np.float64) for _ in range(2))
+        self.ntk(state.small, value, residual)
+        converged = (state.small > 0.0) & (state.eta * value <= 2.0)
+        state.running[converged] = 0.0
+        state.status[converged] = CONVERGED
+        state.n_steps[...] = np.where(converged, state.done[:, None], state.n_steps)
+        state.small[...] = 0.0
 
     def ntk(self, wanted: Array, value: Array, residual: Array) -> None:
         """Top eigenvalue and residual of the tangent kernel in the wanted lanes."""
@@ -240,11 +261,11 @@ class Root(Form):
         orders = [minibatch_order(max(int(seed), 0), sweep.data.m, size, sweep.steps) for seed in distinct]
         self.batches = np.array(orders).reshape(len(orders), sweep.steps, size)
 
-    def advance(self, t0: int, t1: int) -> None:
-        """Apply the updates t0 .. t1 - 1; t0 = t1 = 0 judges the starts."""
-        root_kernel.advance(
-            self.problem, self.state, t0, t1, self.schedule, self.batches, self.order_of_tile, self.scratch
+    def _train(self, t1: int, trace: Trace) -> bool:
+        waits: bool = root_kernel.advance(
+            self.problem, self.state, t1, self.schedule, self.batches, self.order_of_tile, trace, self.scratch
         )
+        return waits
 
     @classmethod
     def bytes_per_member(cls, sweep: Sweep, span: Span, rest: int) -> int:
@@ -338,9 +359,9 @@ class LaneBlocks(Form):
     def _place_fitted(self, fitted: Array, tile: Places, lane: Places) -> None:
         self.state.fitted[tile, 0, :, lane] = fitted
 
-    def advance(self, t0: int, t1: int) -> None:
-        """Apply the updates t0 .. t1 - 1; t0 = t1 = 0 judges the starts."""
-        blocks_kernel.advance(self.problem, self.state, t0, t1, self.schedule, self.scratch)
+    def _train(self, t1: int, trace: Trace) -> bool:
+        waits: bool = blocks_kernel.advance(self.problem, self.state, t1, self.schedule, trace, self.scratch)
+        return waits
 
     @classmethod
     def bytes_per_member(cls, sweep: Sweep, span: Span, rest: int) -> int:
@@ -446,14 +467,20 @@ class SharedColumns(ColumnBlocks):
         self.put("norm_v", tile, lane, np.sum(begin.v**2))
         self.put("norm_u", tile, lane, begin.norm_u)
 
-    def advance(self, t0: int, t1: int) -> None:
-        """Apply the updates t0 .. t1 - 1; t0 = t1 = 0 judges the starts."""
+    def _train(self, t1: int, trace: Trace) -> bool:
         if t1 == 0:
             shared.begin(self.problem, self.state)
-            shared.finish(self.problem, self.state, 0, self._products(), self.scratch)
-        for t in range(t0, t1):
-            shared.move(self.problem, self.state, t, self.schedule[t])
-            shared.finish(self.problem, self.state, t + 1, self._products(), self.scratch)
+            return self._finish(0, trace)
+        done = int(self.state.done.max())  # members move together
+        return done < t1 and any(self._step(t, trace) for t in range(done, t1))
+
+    def _step(self, t: int, trace: Trace) -> bool:
+        shared.move(self.problem, self.state, t, self.schedule[t])
+        return self._finish(t + 1, trace)
+
+    def _finish(self, step: int, trace: Trace) -> bool:
+        waits: bool = shared.finish(self.problem, self.state, step, self._products(), trace)
+        return waits
 
     def _products(self) -> Array:
         """``C_0 rho`` of every member, panel by panel."""

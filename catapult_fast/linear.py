@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catapult_fast.compress import HeldOut, Span, compress, compress_test
-from catapult_fast.forms import Form, Root, form_of
+from catapult_fast.forms import LANES, NO_TRACE, Form, Root, form_of
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.linear import observe_on_cpu
+from catapult_fast.kernels.linear.ending_on_cpu import Trace
 from catapult_fast.kernels.outcome import NO_RATE
 from catapult_fast.starts import Start, compress_root, compress_weights, draw_root
 from catapult_fast.sweep import Sweep
 
 __all__ = [
+    "TRACED",
     "advance",
     "block_members",
     "bytes_per_member",
@@ -28,10 +30,14 @@ __all__ = [
     "rates_of",
     "span_of",
     "start",
+    "traced",
     "work_per_step",
 ]
 
 Array = NDArray[np.float64]
+
+# Observables that a step window keeps at all of its record steps.
+TRACED = ("loss",)
 
 
 class Initial(NamedTuple):
@@ -57,6 +63,7 @@ class LinearState:
     initial_ntk: Array
     initial_residual: Array
     initial_loss: Array
+    trace: Trace = NO_TRACE
 
     @property
     def state(self) -> Any:
@@ -132,7 +139,7 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
     form.put("eta", tile, lane, np.where(runs, block.eta, 0.0))
     form.put("running", tile, lane, runs)
     form.put("status", tile, lane, np.where(runs, 0, NO_RATE))
-    form.advance(0, 0)
+    form.advance(0)
     block.initial_loss = block.state.loss[tile, lane]
     return block
 
@@ -170,7 +177,17 @@ def rates_of(sweep: Sweep, i_rate: NDArray[np.intp], ntk: Array) -> Array:
 
 def advance(block: LinearState, t0: int, t1: int) -> None:
     """Apply the updates t0 .. t1 - 1; members that end keep the state of their last step."""
-    block.form.advance(t0, t1)
+    every = block.sweep.record.every
+    if every:
+        before = t0 // every
+        shape = (len(block.state.loss), t1 // every - before, LANES)
+        block.trace = Trace(np.full(shape, np.nan), every, before)
+    block.form.advance(t1, block.trace)
+
+
+def traced(block: LinearState) -> dict[str, Array]:
+    """What the last step window kept at its record steps, (B, records); NaN for a member that had ended."""
+    return {"loss": block.trace.loss.transpose(0, 2, 1)[block.tile, block.lane]}
 
 
 def observe(block: LinearState, names: Sequence[str], step: int | None) -> dict[str, NDArray[Any]]:
@@ -216,8 +233,8 @@ def _of_members(block: LinearState, lanes: NDArray[Any], step: int | None) -> Ar
 def _outcome(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
     state, at = block.state, (block.tile, block.lane)
     return {
-        "status": state.status[at],
-        "n_steps": state.n_steps[at],
+        "status": state.status[at].astype(np.int8),
+        "n_steps": state.n_steps[at].astype(np.int64),
         "running": state.running[at] > 0,
         "last_loss": state.last_loss[at],
         "max_loss": _or_none(state.peak[at]),

@@ -36,6 +36,7 @@ Arrays = dict[str, NDArray[Any]]
 # they set window lengths and predictions, never results.
 _RATE = 16e9
 _WINDOW_SECONDS = 0.5
+_TRACED_RECORDS = 64  # kept by an engine before they are taken over
 _SHARD_SECONDS = 2.0
 _SHARD_BYTES = 32 << 20
 
@@ -293,6 +294,7 @@ class _Block:
         self.sweep, self.engine, self.cancel = sweep, engine, cancel
         self.size = high - low
         self.names = recorded(sweep)
+        self.traced = sweep.record.every > 0 and set(self.names) <= set(engine.TRACED)
         self.arrays: Arrays = {
             v.name: np.full(self._shape(v.kind), v.missing, v.dtype) for v in member_variables(sweep)
         }
@@ -311,7 +313,7 @@ class _Block:
             if not self.engine.observe(self.state, ("running",), t0)["running"].any():
                 break
             self.engine.advance(self.state, t0, t1)
-            self._record(t1)
+            self._record_window(t0, t1)
         self._finish()
         return self.arrays
 
@@ -319,20 +321,36 @@ class _Block:
         work = self.size * self.engine.work_per_step(self.sweep)
         longest = max(1, int(_WINDOW_SECONDS * _RATE / work))
         every = self.sweep.record.every or longest
+        if self.traced:
+            every *= _TRACED_RECORDS
         t = 0
         while t < self.sweep.steps:
             end = min(t + longest, (t // every + 1) * every, self.sweep.steps)
             yield t, end
             t = end
 
+    def _record_window(self, t0: int, t1: int) -> None:
+        every = self.sweep.record.every
+        if not self.traced:
+            self._record(t1)
+        elif t1 // every > t0 // every:
+            for name, values in self.engine.traced(self.state).items():
+                self._keep(name, t0 // every + 1, values)
+
     def _record(self, step: int) -> None:
         every = self.sweep.record.every
-        if not every or step % every:
-            return
-        for name, values in self.engine.observe(self.state, self.names, step).items():
-            with np.errstate(over="ignore"):  # a diverging loss may be beyond float32
-                self.arrays[name][:, step // every] = values
-            np.copyto(self.last_finite[name], values, where=np.isfinite(values))
+        if every and step % every == 0:
+            for name, values in self.engine.observe(self.state, self.names, step).items():
+                self._keep(name, step // every, values[:, None])
+
+    def _keep(self, name: str, first: int, values: NDArray[Any]) -> None:
+        """Put records into their columns, and remember the last finite one."""
+        with np.errstate(over="ignore"):  # a diverging loss may be beyond float32
+            self.arrays[name][:, first : first + values.shape[1]] = values
+        finite = np.isfinite(values)
+        last = values.shape[1] - 1 - np.argmax(finite[:, ::-1], axis=1)
+        rows = np.flatnonzero(finite[np.arange(self.size), last])
+        self.last_finite[name][rows] = values[rows, last[rows]]
 
     def _finish(self) -> None:
         """Turn what the engine knows at the end into the results' variables."""

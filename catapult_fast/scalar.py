@@ -19,9 +19,11 @@ from catapult_fast.kernels.outcome import CONVERGED, NO_RATE, NOT_FINITE, NOT_RU
 from catapult_fast.linear import initial_of, rates_of, span_of
 from catapult_fast.sweep import Sweep
 
-__all__ = ["advance", "block_members", "bytes_per_member", "observe", "start", "work_per_step"]
+__all__ = ["TRACED", "advance", "block_members", "bytes_per_member", "observe", "start", "work_per_step"]
 
 Array = NDArray[np.float64]
+
+TRACED = ()  # a step window keeps no record
 
 # Below this, eta moves nothing in float64, and the scaled state holds nothing.
 _STILL = 1e-280

@@ -14,13 +14,14 @@ import numpy as np
 
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.blocks.columns_on_cpu import multiply_columns
-from catapult_fast.kernels.blocks.formula import coefficients
-from catapult_fast.kernels.blocks.on_cpu import add_lanes, evaluate
+from catapult_fast.kernels.blocks.judge_on_cpu import judge
+from catapult_fast.kernels.blocks.layout import add_lanes
 from catapult_fast.kernels.blocks.state import Problem
+from catapult_fast.kernels.blocks.update_on_cpu import Tile, along_of, shift
 from catapult_fast.kernels.compile import inner, jit, method
 from catapult_fast.kernels.lanczos.on_cpu import across, multiply, top
-from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, settle, squared_norm, tangent_kernel
-from catapult_fast.kernels.simd import any_lane, fill, fma, like, load, select, store, total, widen
+from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, squared_norm, tangent_kernel
+from catapult_fast.kernels.simd import any_lane, fill, fma, like, load, store, total, widen
 
 
 class SharedProblem(Problem):
@@ -43,7 +44,7 @@ class State(NamedTuple):
     start: np.ndarray  # (tiles,) which of them
     push: np.ndarray  # (tiles, steps, size, 8) p of every step
     pull: np.ndarray  # (tiles, steps, size, 8) g of every step
-    count: np.ndarray  # (tiles,) pairs so far
+    done: np.ndarray  # (tiles,) updates applied, each of which left a pair
     fitted: np.ndarray  # (tiles, 1, size, 8) F
     moment: np.ndarray  # (tiles, 1, size, 8) rho = F - T
     product: np.ndarray  # (tiles, size, 8) Y = C rho
@@ -61,21 +62,21 @@ class State(NamedTuple):
     peak: np.ndarray
     peak_step: np.ndarray
     late_peak: np.ndarray
+    status: np.ndarray  # a code of kernels/outcome.py
+    n_steps: np.ndarray
+    small: np.ndarray  # 1.0 where the gradient is small and the member waits for a verdict
     ritz: np.ndarray  # (tiles, size, 8)
-    status: np.ndarray  # (tiles, 8) int8
-    n_steps: np.ndarray  # (tiles, 8) int64
 
 
 def allocate(tiles: int, starts: int, steps: int, size: int, vectors: int, dtype: np.dtype) -> State:
     """A state of zeros with every lane idle."""
     pairs = [simd.zeros((tiles, steps, size), dtype) for _ in range(2)]
     rows = [simd.zeros((tiles, *shape), dtype) for shape in ((1, size), (1, size), (size,), (0, 1))]
-    scalars = [simd.zeros((tiles,), np.float64) for _ in range(13)]
+    scalars = [simd.zeros((tiles,), np.float64) for _ in range(16)]
     ritz = simd.zeros((tiles, size), np.float64)
-    codes = np.zeros((tiles, 8), np.int8), np.zeros((tiles, 8), np.int64)
     counts = [np.zeros(tiles, np.int64) for _ in range(2)]
     packed = simd.zeros((starts, vectors), dtype)
-    return State(packed, counts[0], *pairs, counts[1], *rows, *scalars, ritz, *codes)
+    return State(packed, counts[0], *pairs, counts[1], *rows, *scalars, ritz)
 
 
 @method(add_lanes, SharedProblem)
@@ -115,7 +116,7 @@ def _multiply(operator, mu, basis, at, product):
 
 @method(tangent_kernel, SharedProblem)
 def _tangent_kernel(problem, state, tile, active, scratch):
-    count = state.count[tile]
+    count = state.done[tile]
     operator = SharedPacked(
         state.packed[state.start[tile]], problem.wide_spectrum, state.push[tile, :count], state.pull[tile, :count]
     )
@@ -128,12 +129,6 @@ def _tangent_kernel(problem, state, tile, active, scratch):
 @method(squared_norm, SharedProblem)
 def _squared_norm(problem, state, tile):
     return load(state.norm_v, tile) + load(state.norm_u, tile) + load(state.outside, tile)
-
-
-@inner
-def _judge(problem, state, tile, step, scratch):
-    gradient, finite = evaluate(problem, state, tile, step)
-    settle(problem, state, tile, step, finite, gradient, scratch)
 
 
 @jit()
@@ -152,43 +147,30 @@ def move(problem, state, t, multiplier):
         running = load(state.running, tile) > 0.0
         if not any_lane(running):
             continue
-        fitted, rho, product = state.fitted[tile], state.moment[tile], state.product[tile]
-        push, pull = state.push[tile, t], state.pull[tile, t]
-        eta = select(running, load(state.eta, tile) * multiplier, 0.0)
-        along = curved = grown = fill(eta, 0.0)
-        for j in range(product.shape[0]):
-            wide = widen(load(rho, j))
-            along = fma(wide, widen(load(fitted, j)), along)
-            curved = fma(wide, widen(load(product, j)), curved)
-        half, lean, drift, fall, after = coefficients(
-            load(state.norm_v, tile), total(along), total(curved), eta, load(state.root_n, tile)
-        )
-        store(state.norm_v, tile, after)
-        model = load(product, 0)
-        half, lean, drift, fall = like(half, model), like(lean, model), like(drift, model), like(fall, model)
-        for j in range(product.shape[0]):
-            f = load(fitted, j)
-            g = load(rho, j) * load(problem.spectrum, j)
-            p = fma(half, g, lean * f)
-            store(pull, j, g)
-            store(push, j, p)
-            grown = fma(widen(p), widen(load(rho, j)), grown)  # p g/s = p rho
-            f = fma(fall, load(product, j), fma(drift, g, f))
-            store(fitted, j, f)
-            store(rho, j, f - load(problem.target, j))
-        store(state.norm_u, tile, load(state.norm_u, tile) + 2.0 * total(grown))
-        state.count[tile] = t + 1
+        part = Tile(state.packed[state.start[tile]], state.fitted[tile], state.moment[tile], state.product[tile])
+        norm_v, _, _, _, grown = shift(
+            problem, part, state.push[tile, t], state.pull[tile, t], load(state.norm_v, tile), along_of(problem, part),
+            load(state.eta, tile) * multiplier, load(state.root_n, tile), running,
+        )  # fmt: skip
+        store(state.norm_v, tile, norm_v)
+        store(state.norm_u, tile, load(state.norm_u, tile) + grown)
+        state.done[tile] = t + 1
 
 
 @jit()
-def finish(problem, state, step, products, scratch):
-    """Add the pairs to the panel's products C_0 rho and judge the state after ``step`` updates."""
+def finish(problem, state, step, products, trace):
+    """Add the pairs to the panel's products C_0 rho and judge the state after ``step`` updates.
+
+    Returns whether any member may have converged (``state.small``).
+    """
+    waits = False
     for tile in range(state.push.shape[0]):
         if step > 0 and not any_lane(load(state.running, tile) > 0.0):
             continue
         product = state.product[tile]
         for j in range(product.shape[0]):
             store(product, j, load(products[tile], j))
-        for pair in range(state.count[tile]):
+        for pair in range(state.done[tile]):
             _add_pair(state.push[tile], state.pull[tile], pair, state.moment[tile], 0, product)
-        _judge(problem, state, tile, step, scratch)
+        waits |= judge(problem, state, tile, step, trace)
+    return waits

@@ -67,9 +67,11 @@ class State(NamedTuple):
     peak: np.ndarray
     peak_step: np.ndarray
     late_peak: np.ndarray
+    status: np.ndarray  # a code of kernels/outcome.py
+    n_steps: np.ndarray
+    small: np.ndarray  # 1.0 where the gradient is small and the member waits for a verdict
     ritz: np.ndarray  # (tiles, size, 8)
-    status: np.ndarray  # (tiles, 8) int8
-    n_steps: np.ndarray  # (tiles, 8) int64
+    done: np.ndarray  # (tiles,) int64, updates applied
 
 
 class Scratch(NamedTuple):
@@ -88,9 +90,9 @@ def allocate(tiles: int, size: int, vectors: int, dtype: np.dtype) -> State:
     """A state of zeros with every lane idle."""
     packed = simd.zeros((tiles, vectors), dtype)
     rows = [simd.zeros((tiles, *shape), dtype) for shape in ((1, size), (1, size), (size,), (0, 1))]
-    scalars = [simd.zeros((tiles,), np.float64) for _ in range(12)]
+    scalars = [simd.zeros((tiles,), np.float64) for _ in range(15)]
     ritz = simd.zeros((tiles, size), np.float64)
-    return State(packed, *rows, *scalars, ritz, np.zeros((tiles, 8), np.int8), np.zeros((tiles, 8), np.int64))
+    return State(packed, *rows, *scalars, ritz, np.zeros(tiles, np.int64))
 
 
 def scratch(size: int, dimension: int, fresh: np.ndarray, dtype: np.dtype) -> Scratch:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from catapult_fast.kernels.compile import inner
 from catapult_fast.kernels.outcome import CONVERGED, NOT_FINITE, OVER_BOUND
-from catapult_fast.kernels.simd import any_lane, fill, load, select, store
+from catapult_fast.kernels.simd import any_lane, load, select, store
 
 # Residual of the tangent kernel's top eigenvalue relative to it; the value's error is its square
 # over the gap.
 NTK_TOLERANCE_64 = 1e-9
 NTK_TOLERANCE_32 = 1e-7
+
+
+class Trace(NamedTuple):
+    """Losses at the record steps of a step window."""
+
+    loss: np.ndarray  # (tiles, records, 8)
+    every: int  # 0: none
+    before: int  # records before the window
 
 
 def tangent_kernel(problem, state, tile, active, scratch):
@@ -34,8 +44,16 @@ def ntk_tolerance(state_array):
 
 
 @inner
-def record_loss(state, tile, step, running, loss, late):
+def note(trace, tile, step, running, loss):
+    """Keep the loss of a record step; a member that ended before it has none."""
+    if trace.every > 0 and step > 0 and step % trace.every == 0:
+        store(trace.loss[tile], step // trace.every - trace.before - 1, select(running, loss, np.nan))
+
+
+@inner
+def record_loss(problem, state, tile, step, loss, trace):
     """Running maxima over every step; NaN never wins a comparison."""
+    running = load(state.running, tile) > 0.0
     # A start has a loss, whether or not there is a rate to train it with.
     store(state.loss, tile, loss if step == 0 else select(running, loss, load(state.loss, tile)))
     finite = running & (loss - loss == 0.0)
@@ -43,9 +61,10 @@ def record_loss(state, tile, step, running, loss, late):
     higher = running & (loss > load(state.peak, tile))
     store(state.peak, tile, select(higher, loss, load(state.peak, tile)))
     store(state.peak_step, tile, select(higher, float(step), load(state.peak_step, tile)))
-    if step > late:
+    if step > problem.late:
         late_higher = running & (loss > load(state.late_peak, tile))
         store(state.late_peak, tile, select(late_higher, loss, load(state.late_peak, tile)))
+    note(trace, tile, step, running, loss)
 
 
 @inner
@@ -57,38 +76,34 @@ def hush(array, count, running):
 
 
 @inner
-def _end(state, tile, step, mask, code, scratch):
+def _end(state, tile, step, mask, code):
     """Take the marked lanes out of training."""
-    store(scratch.active, 0, select(mask, fill(load(state.loss, tile), 1.0), 0.0))
-    for lane in range(8):
-        if scratch.active[0, lane] > 0.0:
-            state.running[tile, lane] = 0.0
-            state.status[tile, lane] = code
-            state.n_steps[tile, lane] = step
+    store(state.running, tile, select(mask, 0.0, load(state.running, tile)))
+    store(state.status, tile, select(mask, float(code), load(state.status, tile)))
+    store(state.n_steps, tile, select(mask, float(step), load(state.n_steps, tile)))
 
 
 @inner
-def settle(problem, state, tile, step, finite, gradient, scratch):
-    """End the members that are over: not finite, over the bound, or converged.
+def settle(problem, state, tile, step, finite, gradient):
+    """End the members that are not finite or over the bound, and mark those that may have converged.
 
     ``gradient`` is the squared norm of the gradient. Under MSE a small one counts only where the
-    minimum is stable for the rate, eta ntk <= 2.
+    minimum is stable for the rate, eta ntk <= 2: the caller finds that out for the marked lanes of
+    ``state.small``. Returns whether any lane is marked.
     """
     norm = squared_norm(problem, state, tile)
     running = load(state.running, tile) > 0.0
     bound = load(state.norm_bound, tile)
     over = running & ~(norm <= bound) & (bound < np.inf)
-    if any_lane(running & ~finite):
-        _end(state, tile, step, running & ~finite, NOT_FINITE, scratch)
-    if any_lane(over):
-        _end(state, tile, step, over & finite, OVER_BOUND, scratch)
+    if any_lane(running & (over | ~finite)):
+        _end(state, tile, step, over & finite, OVER_BOUND)
+        _end(state, tile, step, running & ~finite, NOT_FINITE)
     tolerance = problem.gradient_tolerance
     if tolerance < 0.0:
-        return
+        return False
     small = running & finite & ~over & (gradient <= tolerance * tolerance)
-    if any_lane(small):
-        if not problem.cross_entropy:
-            store(scratch.active, 0, select(small, fill(norm, 1.0), 0.0))
-            tangent_kernel(problem, state, tile, scratch.active, scratch)
-            small = small & (load(state.eta, tile) * load(scratch.value, 0) <= 2.0)
-        _end(state, tile, step, small, CONVERGED, scratch)
+    if problem.cross_entropy:
+        _end(state, tile, step, small, CONVERGED)
+        return False
+    store(state.small, tile, select(small, load(state.running, tile), 0.0))
+    return any_lane(small)

@@ -101,15 +101,14 @@ def _evaluate(problem, state, tile, scratch):
 
 
 @inner
-def judge(problem, state, tile, step, scratch):
-    """Evaluate the state after ``step`` updates and end the members that are over."""
-    running = load(state.running, tile) > 0.0
+def judge(problem, state, tile, step, trace, scratch):
+    """Record the loss after ``step`` updates and end what is over; returns whether a member may have converged."""
     loss = _evaluate(problem, state, tile, scratch)
-    record_loss(state, tile, step, running, loss, problem.late)
+    record_loss(problem, state, tile, step, loss, trace)
     gradient = _gradient_of_predictor(problem, state.moment[tile])
     narrow = load(state.narrow, tile) > 0.0
     if any_lane(narrow):
         full = _gradient_of_weights(problem, state.v[tile], state.u[tile], state.moment[tile])
         gradient = select(narrow, full, gradient)
     finite = _is_finite(state.fitted[tile], _squares(state.v[tile]))
-    settle(problem, state, tile, step, finite, gradient, scratch)
+    return settle(problem, state, tile, step, finite, gradient)

@@ -40,33 +40,49 @@ def _update(problem, state, tile, rho, multiplier, scratch):
     store(state.norm_u, tile, norm)
 
 
+@inner
+def _step(problem, state, tile, t, schedule, batches, order_of_tile, scratch):
+    rho = state.moment[tile]
+    if batches.shape[0] > 0:
+        batch = batches[order_of_tile[tile], t]
+        batch_gradient(problem, state.fitted[tile], batch, scratch.gradient, scratch)
+        rho = scratch.gradient
+    _update(problem, state, tile, rho, schedule[t], scratch)
+
+
 @jit()
-def advance(problem, state, t0, t1, schedule, batches, order_of_tile, scratch):
-    """Apply the updates t0 .. t1 - 1 to every tile that has a running member; t0 = t1 = 0 judges the starts.
+def advance(problem, state, t1, schedule, batches, order_of_tile, trace, scratch):
+    """Apply the updates before t1 to every tile that has a running member; t1 = 0 judges the starts.
+
+    A tile waits where a member may have converged (``state.small``) until it is called again.
 
     Parameters
     ----------
     problem : Problem
     state : State
         Changed in place; a member that ends keeps the state of its last step.
-    t0, t1 : int
+    t1 : int
     schedule : (steps,)
         Multipliers of eta.
     batches : (orders, steps, b) int64
         Sample indices; no orders means full batch.
     order_of_tile : (tiles,) int64
+    trace : Trace
     scratch : Scratch
+
+    Returns
+    -------
+    bool
+        Whether any tile waits.
     """
+    waits = False
     for tile in range(state.v.shape[0]):
-        if t1 == 0:
-            judge(problem, state, tile, 0, scratch)
-        for t in range(t0, t1):
-            if not any_lane(load(state.running, tile) > 0.0):
-                break
-            rho = state.moment[tile]
-            if batches.shape[0] > 0:
-                batch = batches[order_of_tile[tile], t]
-                batch_gradient(problem, state.fitted[tile], batch, scratch.gradient, scratch)
-                rho = scratch.gradient
-            _update(problem, state, tile, rho, schedule[t], scratch)
-            judge(problem, state, tile, t + 1, scratch)
+        step = state.done[tile]
+        small = t1 == 0 and judge(problem, state, tile, 0, trace, scratch)
+        while step < t1 and not small and any_lane(load(state.running, tile) > 0.0):
+            _step(problem, state, tile, step, schedule, batches, order_of_tile, scratch)
+            step += 1
+            small = judge(problem, state, tile, step, trace, scratch)
+        state.done[tile] = step
+        waits |= small
+    return waits

@@ -59,9 +59,11 @@ class State(NamedTuple):
     peak: np.ndarray
     peak_step: np.ndarray
     late_peak: np.ndarray
+    status: np.ndarray  # a code of kernels/outcome.py
+    n_steps: np.ndarray
+    small: np.ndarray  # 1.0 where the gradient is small and the member waits for a verdict
     ritz: np.ndarray  # (tiles, r, 8) last eigenvector of the tangent kernel
-    status: np.ndarray  # (tiles, 8) int8
-    n_steps: np.ndarray  # (tiles, 8) int64
+    done: np.ndarray  # (tiles,) int64, updates applied
 
 
 class Scratch(NamedTuple):
@@ -98,9 +100,9 @@ def allocate(tiles: int, k: int, r: int, dtype: np.dtype, *, momentum: bool) -> 
     moving = rows if momentum else 0
     shapes = [(rows, k), (rows, r), (k, r), (k, r), (moving, k), (moving, r)]
     arrays = [simd.zeros((tiles, *shape), dtype) for shape in shapes]
-    scalars = [simd.zeros((tiles,), np.float64) for _ in range(14)]
+    scalars = [simd.zeros((tiles,), np.float64) for _ in range(17)]
     ritz = simd.zeros((tiles, r), np.float64)
-    return State(*arrays, *scalars, ritz, np.zeros((tiles, 8), np.int8), np.zeros((tiles, 8), np.int64))
+    return State(*arrays, *scalars, ritz, np.zeros(tiles, np.int64))
 
 
 def scratch(k: int, r: int, dtype: np.dtype) -> Scratch:
