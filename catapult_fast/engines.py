@@ -1,11 +1,11 @@
 """Table of engines: which module computes a network on a back end, and why one cannot.
 
 An engine is a module with four functions: ``start(sweep, members) -> state``, judged at step 0;
-``advance(state, t0, t1)``, a step window; ``observe(state, names, step) -> dict`` of (B,) arrays;
-``bytes_per_member(sweep)``. Two more plan: ``block_members(sweep)`` says how many to advance
-together, ``work_per_step(sweep)`` foretells times. ``TRACED`` names the observables that a step window
-keeps at all of its record steps; ``traced(state)`` returns them, (B, records) each, so that a window
-may be longer than the distance of two records.
+``advance(state, t0, t1)``, a step window, which says whether any member still trains;
+``observe(state, names, step) -> dict`` of (B,) arrays; ``bytes_per_member(sweep)``. Two more plan:
+``block_members(sweep)`` says how many to advance together, ``work_per_step(sweep)`` foretells times.
+Where ``traces(sweep)`` holds, a step window keeps all its records and may be longer than the distance
+of two; ``traced(state)`` returns them, (B, records) each.
 """
 
 from __future__ import annotations

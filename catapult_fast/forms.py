@@ -35,6 +35,10 @@ NO_TRACE = Trace(simd.zeros((0, 0), np.float64), 0, 0)
 Array = NDArray[np.float64]
 Places = NDArray[np.intp]
 
+# Residual asked of the tangent kernel's top eigenvalue, relative to it; the value's error is its square
+# over the gap.
+_NTK_TOLERANCE = {"float64": 1e-8, "float32": 1e-7}
+
 # Beyond this rank eight packed triangles leave a core's second cache level, and one member at a time is
 # faster (bench/results); the choice must follow from the sweep alone.
 LARGEST_IN_LANES = 128
@@ -121,6 +125,7 @@ class Form:
         for name, value in {"root_n": 1.0, "shrink": 1.0, "norm_bound": np.inf, "last_loss": np.nan}.items():
             getattr(self.state, name)[...] = value
         self.state.peak[...] = self.state.late_peak[...] = -np.inf
+        self.value, self.residual = (simd.zeros((len(self.state.loss),), np.float64) for _ in range(2))
 
     def _build(self, dtype: np.dtype[Any], tiles: int) -> None:
         raise NotImplementedError
@@ -164,17 +169,18 @@ class Form:
     def _confirm(self) -> None:
         """End the waiting members whose minimum is stable for their rate, eta ntk <= 2."""
         state = self.state
-        value, residual = (simd.zeros(state.small.shape[:1], np.float64) for _ in range(2))
-        self.ntk(state.small, value, residual)
-        converged = (state.small > 0.0) & (state.eta * value <= 2.0)
+        self.ntk(state.small, thorough=True)
+        converged = (state.small > 0.0) & (state.eta * self.value <= 2.0)
         state.running[converged] = 0.0
         state.status[converged] = CONVERGED
         state.n_steps[...] = np.where(converged, state.done[:, None], state.n_steps)
         state.small[...] = 0.0
 
-    def ntk(self, wanted: Array, value: Array, residual: Array) -> None:
-        """Top eigenvalue and residual of the tangent kernel in the wanted lanes."""
-        record_on_cpu.ntk(self.problem, self.state, wanted, value, residual, self.scratch)
+    def ntk(self, wanted: Array, *, thorough: bool = False) -> None:
+        """Put the tangent kernel's top eigenvalue and residual into ``value`` and ``residual`` in the wanted lanes."""
+        if thorough:
+            self.state.asked[wanted > 0.0] = 0.0
+        record_on_cpu.ntk(self.problem, self.state, wanted, self.value, self.residual, self.scratch)
 
     def weight_norm(self, out: Array) -> None:
         """Squared norm of all weights in every lane."""
@@ -227,6 +233,8 @@ class Root(Form):
             momentum=training.momentum,
             weight_decay=training.weight_decay,
             gradient_tolerance=tolerance_of(sweep, span),
+            ntk_tolerance=_NTK_TOLERANCE[sweep.dtype],
+            dimension=len(spectrum),
             late=9 * sweep.steps // 10,
         )
 
@@ -306,6 +314,7 @@ class LaneBlocks(Form):
             offset=self.span.offset,
             cross_entropy=False,
             gradient_tolerance=tolerance_of(self.sweep, self.span),
+            ntk_tolerance=_NTK_TOLERANCE[self.sweep.dtype],
             late=9 * self.sweep.steps // 10,
         )
         fresh = self._vectors(self._pad(start_vector(r)))

@@ -17,11 +17,11 @@ from catapult_fast.kernels import simd
 from catapult_fast.kernels.linear import observe_on_cpu
 from catapult_fast.kernels.linear.ending_on_cpu import Trace
 from catapult_fast.kernels.outcome import NO_RATE
+from catapult_fast.layout import recorded
 from catapult_fast.starts import Start, compress_root, compress_weights, draw_root
 from catapult_fast.sweep import Sweep
 
 __all__ = [
-    "TRACED",
     "advance",
     "block_members",
     "bytes_per_member",
@@ -31,13 +31,12 @@ __all__ = [
     "span_of",
     "start",
     "traced",
+    "traces",
     "work_per_step",
 ]
 
 Array = NDArray[np.float64]
-
-# Observables that a step window keeps at all of its record steps.
-TRACED = ("loss",)
+Present = NDArray[np.bool_]
 
 
 class Initial(NamedTuple):
@@ -107,9 +106,8 @@ def _with_ntk(sweep: Sweep, begin: Start) -> Initial:
     prepared = form.prepare(begin)
     form.place(begin, prepared, first, first)
     form.put("running", first, first, 1.0)
-    value, residual = simd.zeros((1,), np.float64), simd.zeros((1,), np.float64)
-    form.ntk(form.state.running, value, residual)
-    return Initial(begin, float(value[0, 0]), float(residual[0, 0]), form.ritz(0, 0), prepared)
+    form.ntk(form.state.running)
+    return Initial(begin, float(form.value[0, 0]), float(form.residual[0, 0]), form.ritz(0, 0), prepared)
 
 
 def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
@@ -175,14 +173,23 @@ def rates_of(sweep: Sweep, i_rate: NDArray[np.intp], ntk: Array) -> Array:
     return np.divide(rates, ntk, out=np.full_like(rates, np.nan), where=ntk > 0)
 
 
-def advance(block: LinearState, t0: int, t1: int) -> None:
-    """Apply the updates t0 .. t1 - 1; members that end keep the state of their last step."""
-    every = block.sweep.record.every
-    if every:
+def advance(block: LinearState, t0: int, t1: int) -> bool:
+    """Apply the updates t0 .. t1 - 1; members that end keep the state of their last step.
+
+    Returns whether any member still trains.
+    """
+    if traces(block.sweep):
+        every = block.sweep.record.every
         before = t0 // every
         shape = (len(block.state.loss), t1 // every - before, LANES)
         block.trace = Trace(np.full(shape, np.nan), every, before)
     block.form.advance(t1, block.trace)
+    return bool(block.state.running.any())
+
+
+def traces(sweep: Sweep) -> bool:
+    """Whether step windows keep all that is recorded."""
+    return sweep.record.every > 0 and recorded(sweep) == ("loss",)
 
 
 def traced(block: LinearState) -> dict[str, Array]:
@@ -199,9 +206,10 @@ def observe(block: LinearState, names: Sequence[str], step: int | None) -> dict[
     ``n_steps``, ``last_loss``, ``max_loss``, ``max_loss_step``, ``late_max_loss``, ``running``.
     """
     out: dict[str, NDArray[Any]] = {}
+    present = _present(block, step)
     for name in names:
         if name not in out:
-            out |= _observers(name)(block, step)
+            out |= _observers(name)(block, step, present)
     return {name: out[name] for name in names}
 
 
@@ -212,11 +220,14 @@ def _observers(name: str) -> Any:
     raise KeyError(name)
 
 
-def _present(block: LinearState, step: int | None) -> NDArray[np.bool_]:
+def _present(block: LinearState, step: int | None) -> Present:
     """Lanes that are at ``step``: still training, or ended there."""
     state = block.state
+    running: Present = state.running > 0
+    if running.all():
+        return running
     ended = (state.status > 0) & ((state.status != NO_RATE) | (step == 0))
-    present: NDArray[np.bool_] = (state.running > 0) | (ended & (state.n_steps >= (0 if step is None else step)))
+    present: Present = running | (ended & (state.n_steps >= (0 if step is None else step)))
     return present
 
 
@@ -225,12 +236,12 @@ def _or_none(peak: Array) -> Array:
     return np.where(peak == -np.inf, np.nan, peak)
 
 
-def _of_members(block: LinearState, lanes: NDArray[Any], step: int | None) -> Array:
-    values = np.where(_present(block, step), lanes, np.nan)
+def _of_members(block: LinearState, lanes: NDArray[Any], present: Present) -> Array:
+    values = np.where(present, lanes, np.nan)
     return values[block.tile, block.lane]  # type: ignore[no-any-return]
 
 
-def _outcome(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
+def _outcome(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
     state, at = block.state, (block.tile, block.lane)
     return {
         "status": state.status[at].astype(np.int8),
@@ -243,7 +254,7 @@ def _outcome(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
     }
 
 
-def _initial_values(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
+def _initial_values(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
     return {
         "initial_loss": block.initial_loss,
         "initial_ntk_lambda_max": block.initial_ntk,
@@ -251,24 +262,24 @@ def _initial_values(block: LinearState, step: int | None) -> dict[str, NDArray[A
     }
 
 
-def _loss(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
-    return {"loss": _of_members(block, block.state.loss, step)}
+def _loss(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
+    return {"loss": _of_members(block, block.state.loss, present)}
 
 
-def _ntk(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
+def _ntk(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
     if step == 0:
         return {"ntk_lambda_max": block.initial_ntk, "ntk_residual": block.initial_residual}
-    wanted = np.ascontiguousarray(_present(block, step), np.float64)
-    value, residual = (simd.zeros(wanted.shape[:1], np.float64) for _ in range(2))
-    block.form.ntk(wanted, value, residual)
-    names = ("ntk_lambda_max", "ntk_residual")
-    return {name: _of_members(block, lanes, step) for name, lanes in zip(names, (value, residual), strict=True)}
+    wanted = np.ascontiguousarray(present, np.float64)
+    form = block.form
+    form.ntk(wanted, thorough=step is None)
+    found = {"ntk_lambda_max": form.value, "ntk_residual": form.residual}
+    return {name: _of_members(block, lanes, present) for name, lanes in found.items()}
 
 
-def _weight_norm(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
+def _weight_norm(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
     out = simd.zeros(block.state.loss.shape[:1], np.float64)
     block.form.weight_norm(out)
-    return {"weight_norm": _of_members(block, out, step)}
+    return {"weight_norm": _of_members(block, out, present)}
 
 
 def _test_data(block: LinearState) -> observe_on_cpu.HeldOutData:
@@ -288,30 +299,30 @@ def _training_data(block: LinearState) -> observe_on_cpu.HeldOutData:
     return observe_on_cpu.HeldOutData(features, labels, np.empty((0, size)), np.empty((sweep.data.k, 0)), 0.0, none)
 
 
-def _scores(block: LinearState, test: observe_on_cpu.HeldOutData, step: int | None) -> tuple[Array, Array]:
+def _scores(block: LinearState, test: observe_on_cpu.HeldOutData, present: Present) -> tuple[Array, Array]:
     loss, accuracy = (simd.zeros(block.state.loss.shape[:1], np.float64) for _ in range(2))
     k = block.sweep.data.k
     weights = simd.zeros((k, test.features.shape[1]), np.float64)
     observe_on_cpu.score(block.state, test, loss, accuracy, weights, simd.zeros((k,), np.float64))
-    return _of_members(block, loss, step), _of_members(block, accuracy, step)
+    return _of_members(block, loss, present), _of_members(block, accuracy, present)
 
 
-def _test_loss(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
+def _test_loss(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
     test = _test_data(block)
     if block.sweep.loss == "cross_entropy":
-        return {"test_loss": _scores(block, test, step)[0]}
+        return {"test_loss": _scores(block, test, present)[0]}
     out = simd.zeros(block.state.loss.shape[:1], np.float64)
     weights = simd.zeros((block.sweep.data.k, test.features.shape[1]), np.float64)
     observe_on_cpu.squared_test_loss(block.state, test, out, weights)
-    return {"test_loss": _of_members(block, out, step)}
+    return {"test_loss": _of_members(block, out, present)}
 
 
-def _accuracy(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
-    return {"accuracy": _scores(block, _training_data(block), step)[1]}
+def _accuracy(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
+    return {"accuracy": _scores(block, _training_data(block), present)[1]}
 
 
-def _test_accuracy(block: LinearState, step: int | None) -> dict[str, NDArray[Any]]:
-    return {"test_accuracy": _scores(block, _test_data(block), step)[1]}
+def _test_accuracy(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
+    return {"test_accuracy": _scores(block, _test_data(block), present)[1]}
 
 
 _OBSERVERS: dict[tuple[str, ...], Any] = {

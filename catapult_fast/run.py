@@ -294,7 +294,7 @@ class _Block:
         self.sweep, self.engine, self.cancel = sweep, engine, cancel
         self.size = high - low
         self.names = recorded(sweep)
-        self.traced = sweep.record.every > 0 and set(self.names) <= set(engine.TRACED)
+        self.traced = engine.traces(sweep)
         self.arrays: Arrays = {
             v.name: np.full(self._shape(v.kind), v.missing, v.dtype) for v in member_variables(sweep)
         }
@@ -307,12 +307,13 @@ class _Block:
     def run(self) -> Arrays:
         """Train, record and judge."""
         self._record(0)
+        training = self.engine.observe(self.state, ("running",), 0)["running"].any()
         for t0, t1 in self._windows():
             if self.cancel is not None and self.cancel.is_set():
                 raise Cancelled
-            if not self.engine.observe(self.state, ("running",), t0)["running"].any():
+            if not training:
                 break
-            self.engine.advance(self.state, t0, t1)
+            training = self.engine.advance(self.state, t0, t1)
             self._record_window(t0, t1)
         self._finish()
         return self.arrays
@@ -348,6 +349,9 @@ class _Block:
         with np.errstate(over="ignore"):  # a diverging loss may be beyond float32
             self.arrays[name][:, first : first + values.shape[1]] = values
         finite = np.isfinite(values)
+        if finite[:, -1].all():
+            self.last_finite[name] = values[:, -1].copy()
+            return
         last = values.shape[1] - 1 - np.argmax(finite[:, ::-1], axis=1)
         rows = np.flatnonzero(finite[np.arange(self.size), last])
         self.last_finite[name][rows] = values[rows, last[rows]]

@@ -19,11 +19,9 @@ from catapult_fast.kernels.outcome import CONVERGED, NO_RATE, NOT_FINITE, NOT_RU
 from catapult_fast.linear import initial_of, rates_of, span_of
 from catapult_fast.sweep import Sweep
 
-__all__ = ["TRACED", "advance", "block_members", "bytes_per_member", "observe", "start", "work_per_step"]
+__all__ = ["advance", "block_members", "bytes_per_member", "observe", "start", "traces", "work_per_step"]
 
 Array = NDArray[np.float64]
-
-TRACED = ()  # a step window keeps no record
 
 # Below this, eta moves nothing in float64, and the scaled state holds nothing.
 _STILL = 1e-280
@@ -78,9 +76,15 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> ScalarState:
     )  # fmt: skip
 
 
-def advance(block: ScalarState, t0: int, t1: int) -> None:
-    """Apply the updates t0 .. t1 - 1; members that end keep the state of their last step."""
+def advance(block: ScalarState, t0: int, t1: int) -> bool:
+    """Apply the updates t0 .. t1 - 1; see `catapult_fast.linear.advance`."""
     on_cpu.advance(block.state, block.limits, t0, t1, block.late_from)
+    return bool((block.state.status == NOT_RUN).any())
+
+
+def traces(sweep: Sweep) -> bool:
+    """Whether step windows keep all that is recorded: they keep nothing."""
+    return False
 
 
 def observe(block: ScalarState, names: Sequence[str], step: int | None) -> dict[str, NDArray[Any]]:

@@ -11,14 +11,14 @@ from catapult_fast.kernels.lanczos.gram_on_cpu import Gram
 
 
 @jit()
-def solve(matrix, diagonal, mu, fresh, active, tolerance, work, value, residual, vector):
+def solve(matrix, diagonal, mu, fresh, active, tolerance, share, work, value, residual, vector):
     lanczos.top(
         Gram(matrix, diagonal), simd.load(mu, 0), matrix.shape[1], fresh, active,
-        tolerance, work, value, residual, vector,
+        tolerance, simd.fill(simd.load(mu, 0), share), work, value, residual, vector,
     )  # fmt: skip
 
 
-def top(matrices, diagonal=None, mu=None, tolerance=1e-10, vector=None, active=None):
+def top(matrices, diagonal=None, mu=None, tolerance=1e-10, vector=None, active=None, share=lanczos.FRESH):
     """Solve for up to eight matrices (count, rows, r); returns values, residuals and vectors."""
     count, rows, r = matrices.shape
     padded = simd.zeros((-(-rows // 4) * 4, r), matrices.dtype)
@@ -32,7 +32,7 @@ def top(matrices, diagonal=None, mu=None, tolerance=1e-10, vector=None, active=N
     lanes[0, :count] = 1.0 if active is None else active
     diagonal = simd.repeat(np.zeros(r) if diagonal is None else diagonal)
     solve(
-        padded, diagonal, factors, simd.repeat(lanczos.start_vector(r)), lanes, tolerance,
+        padded, diagonal, factors, simd.repeat(lanczos.start_vector(r)), lanes, tolerance, share,
         lanczos.workspace(r, r), value, residual, vectors,
     )  # fmt: skip
     return value[0, :count], residual[0, :count], vectors[:, :count].T

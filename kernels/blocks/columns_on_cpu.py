@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from catapult_fast.kernels.blocks.state import ColumnPacked
+from catapult_fast.kernels.blocks.layout import add_lanes, turn
+from catapult_fast.kernels.blocks.state import ColumnPacked, ColumnProblem
 from catapult_fast.kernels.compile import inner, method
 from catapult_fast.kernels.lanczos.on_cpu import across, multiply
 from catapult_fast.kernels.simd import fill, fma, load, put, spread, store, total, widen
@@ -58,8 +59,14 @@ def _turn_group(packed, at, block, lane, p, g, rho, y):
     return y0, y1, y2, y3
 
 
-@inner
-def turn(packed, p, g, rho, y):
+@method(add_lanes, ColumnProblem)
+def add_lanes_of_member(problem, a):
+    """Lanes are columns of one member: add them."""
+    return total(a)
+
+
+@method(turn, ColumnProblem)
+def turn_packed(problem, packed, p, g, rho, y):
     """``C += p g^T + g p^T`` and ``y = C rho`` with the new C, in one pass; y comes as zeros."""
     at = 0
     for block in range(y.shape[0]):

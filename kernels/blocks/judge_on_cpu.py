@@ -5,34 +5,29 @@ from __future__ import annotations
 from catapult_fast.kernels.blocks.layout import add_lanes
 from catapult_fast.kernels.blocks.state import ColumnPacked, ColumnProblem, LanePacked, LaneProblem
 from catapult_fast.kernels.compile import inner, method
-from catapult_fast.kernels.lanczos.on_cpu import top
-from catapult_fast.kernels.linear.ending_on_cpu import (
-    ntk_tolerance,
-    record_loss,
-    settle,
-    squared_norm,
-    tangent_kernel,
-)
+from catapult_fast.kernels.linear.ending_on_cpu import record_loss, settle, squared_norm
+from catapult_fast.kernels.linear.record_on_cpu import operator_of, readout_of
 from catapult_fast.kernels.simd import fill, fma, load, widen
 
 
-@inner
-def _top(operator, problem, state, tile, active, scratch):
-    """Largest eigenvalue of ``C + A diag(s)`` in the active lanes, into ``scratch.value``."""
-    top(
-        operator, load(state.norm_v, tile), problem.dimension, scratch.fresh, active, ntk_tolerance(state.packed),
-        scratch.lanczos, scratch.value, scratch.residual, state.ritz[tile],
-    )  # fmt: skip
+@method(operator_of, LaneProblem)
+def _operator_in_lanes(problem, state, tile):
+    return LanePacked(state.packed[tile], problem.wide_spectrum)
 
 
-@method(tangent_kernel, LaneProblem)
-def _tangent_kernel_lanes(problem, state, tile, active, scratch):
-    _top(LanePacked(state.packed[tile], problem.wide_spectrum), problem, state, tile, active, scratch)
+@method(operator_of, ColumnProblem)
+def _operator_in_columns(problem, state, tile):
+    return ColumnPacked(state.packed[tile], problem.wide_spectrum)
 
 
-@method(tangent_kernel, ColumnProblem)
-def _tangent_kernel_columns(problem, state, tile, active, scratch):
-    _top(ColumnPacked(state.packed[tile], problem.wide_spectrum), problem, state, tile, active, scratch)
+@method(readout_of, LaneProblem)
+def _readout_in_lanes(problem, state, tile, active, scratch):
+    return load(state.norm_v, tile)
+
+
+@method(readout_of, ColumnProblem)
+def _readout_in_columns(problem, state, tile, active, scratch):
+    return load(state.norm_v, tile)
 
 
 @inner
@@ -46,12 +41,12 @@ def _squared_norm(problem, state, tile):
 
 
 @method(squared_norm, LaneProblem)
-def _squared_norm_lanes(problem, state, tile):
+def _squared_norm_in_lanes(problem, state, tile):
     return _squared_norm(problem, state, tile)
 
 
 @method(squared_norm, ColumnProblem)
-def _squared_norm_columns(problem, state, tile):
+def _squared_norm_in_columns(problem, state, tile):
     return _squared_norm(problem, state, tile)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from catapult_fast.kernels.blocks.state import LanePacked
+from catapult_fast.kernels.blocks.layout import add_lanes, turn
+from catapult_fast.kernels.blocks.state import LanePacked, LaneProblem
 from catapult_fast.kernels.compile import inner, method
 from catapult_fast.kernels.lanczos.on_cpu import across, multiply
 from catapult_fast.kernels.simd import fill, fma, load, store, widen
@@ -30,6 +31,13 @@ def places(size: int) -> np.ndarray:
     upper = np.triu_indices(size)
     at[upper[1], upper[0]] = at[upper]
     return at
+
+
+@inner
+def _base(i, size):
+    """Where the group of the rows i .. i + 3 begins: after ``10 + 4 (size - j - 4)`` vectors for each group j before."""
+    group = i // 4
+    return group * (4 * size - 6) - 8 * group * (group - 1)
 
 
 @inner
@@ -74,14 +82,19 @@ def _turn_rows(packed, base, i, p, g, rho, y):
     store(y, i + 3, load(y, i + 3) + y3)
 
 
-@inner
-def turn(packed, p, g, rho, y):
+@method(add_lanes, LaneProblem)
+def add_lanes_of_member(problem, a):
+    """Lanes are members: nothing to add."""
+    return a
+
+
+@method(turn, LaneProblem)
+def turn_packed(problem, packed, p, g, rho, y):
     """``C += p g^T + g p^T`` and ``y = C rho`` with the new C, in one pass; y comes as zeros."""
-    base = 0
     for i in range(0, y.shape[0], 4):
+        base = _base(i, y.shape[0])
         _turn_rows(packed, base, i, p, g, rho, y)
         _turn_diagonal(packed, base, i, p, g, rho, y)
-        base += 10 + 4 * (y.shape[0] - i - 4)
 
 
 @inner
@@ -110,8 +123,8 @@ def multiply_packed(operator, mu, basis, at, product):
     x = at * size
     for j in range(size):
         store(product, j, mu * load(operator.spectrum, j) * load(basis, x + j))
-    base = 0
     for i in range(0, size, 4):
+        base = _base(i, size)
         _multiply_rows(packed, base, i, basis, x, product)
         k = base
         for a in range(i, i + 4):
@@ -121,7 +134,6 @@ def multiply_packed(operator, mu, basis, at, product):
                 if b > a:
                     store(product, b, fma(c, load(basis, x + a), load(product, b)))
                 k += 1
-        base += 10 + 4 * (size - i - 4)
 
 
 @method(across, LanePacked)

@@ -6,6 +6,7 @@ may be over, the state is looked at closely.
 
 from __future__ import annotations
 
+from catapult_fast.kernels.blocks import columns_on_cpu, lanes_on_cpu  # noqa: F401  (their bodies)
 from catapult_fast.kernels.blocks.judge_on_cpu import judge
 from catapult_fast.kernels.blocks.layout import turn
 from catapult_fast.kernels.blocks.update_on_cpu import along_of, begin, shift, tile_of
@@ -27,8 +28,8 @@ def _stretch(problem, state, tile, step, t1, schedule, trace, scratch):
     """
     part = tile_of(state, tile)
     running = load(state.running, tile) > 0.0
-    hush(part.rho, part.rho.shape[1], running)
-    hush(part.product, part.rho.shape[1], running)
+    hush(part.rho, running)
+    hush(part.product, running)
     rate, root_n = select(running, load(state.eta, tile), 0.0), load(state.root_n, tile)
     norm_v, along = load(state.norm_v, tile), along_of(problem, part)
     others = squared_norm(problem, state, tile) - norm_v
@@ -74,12 +75,13 @@ def advance(problem, state, t1, schedule, trace, scratch):
     for tile in range(state.packed.shape[0]):
         if t1 == 0:
             begin(problem, tile_of(state, tile), scratch.push, scratch.pull)
-            waits |= judge(problem, state, tile, 0, trace)
-        step = state.done[tile]
-        while step < t1 and any_lane(load(state.running, tile) > 0.0):
-            step, alarm = _stretch(problem, state, tile, step, t1, schedule, trace, scratch)
-            state.done[tile] = step
+        step, alarm = state.done[tile], t1 == 0
+        while True:
             if alarm and judge(problem, state, tile, step, trace):
                 waits = True
                 break
+            if step >= t1 or not any_lane(load(state.running, tile) > 0.0):
+                break
+            step, alarm = _stretch(problem, state, tile, step, t1, schedule, trace, scratch)
+            state.done[tile] = step
     return waits

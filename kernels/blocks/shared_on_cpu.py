@@ -19,8 +19,9 @@ from catapult_fast.kernels.blocks.layout import add_lanes
 from catapult_fast.kernels.blocks.state import Problem
 from catapult_fast.kernels.blocks.update_on_cpu import Tile, along_of, shift
 from catapult_fast.kernels.compile import inner, jit, method
-from catapult_fast.kernels.lanczos.on_cpu import across, multiply, top
-from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, squared_norm, tangent_kernel
+from catapult_fast.kernels.lanczos.on_cpu import across, multiply
+from catapult_fast.kernels.linear.ending_on_cpu import squared_norm
+from catapult_fast.kernels.linear.record_on_cpu import operator_of, readout_of
 from catapult_fast.kernels.simd import any_lane, fill, fma, like, load, store, total, widen
 
 
@@ -65,6 +66,7 @@ class State(NamedTuple):
     status: np.ndarray  # a code of kernels/outcome.py
     n_steps: np.ndarray
     small: np.ndarray  # 1.0 where the gradient is small and the member waits for a verdict
+    asked: np.ndarray  # tangent kernels asked for since the last thorough one
     ritz: np.ndarray  # (tiles, size, 8)
 
 
@@ -72,7 +74,7 @@ def allocate(tiles: int, starts: int, steps: int, size: int, vectors: int, dtype
     """A state of zeros with every lane idle."""
     pairs = [simd.zeros((tiles, steps, size), dtype) for _ in range(2)]
     rows = [simd.zeros((tiles, *shape), dtype) for shape in ((1, size), (1, size), (size,), (0, 1))]
-    scalars = [simd.zeros((tiles,), np.float64) for _ in range(16)]
+    scalars = [simd.zeros((tiles,), np.float64) for _ in range(17)]
     ritz = simd.zeros((tiles, size), np.float64)
     counts = [np.zeros(tiles, np.int64) for _ in range(2)]
     packed = simd.zeros((starts, vectors), dtype)
@@ -114,16 +116,17 @@ def _multiply(operator, mu, basis, at, product):
         _add_pair(operator.push, operator.pull, pair, basis, x, product)
 
 
-@method(tangent_kernel, SharedProblem)
-def _tangent_kernel(problem, state, tile, active, scratch):
+@method(operator_of, SharedProblem)
+def _operator(problem, state, tile):
     count = state.done[tile]
-    operator = SharedPacked(
+    return SharedPacked(
         state.packed[state.start[tile]], problem.wide_spectrum, state.push[tile, :count], state.pull[tile, :count]
     )
-    top(
-        operator, load(state.norm_v, tile), problem.dimension, scratch.fresh, active, ntk_tolerance(state.push),
-        scratch.lanczos, scratch.value, scratch.residual, state.ritz[tile],
-    )  # fmt: skip
+
+
+@method(readout_of, SharedProblem)
+def _readout(problem, state, tile, active, scratch):
+    return load(state.norm_v, tile)
 
 
 @method(squared_norm, SharedProblem)
@@ -147,7 +150,8 @@ def move(problem, state, t, multiplier):
         running = load(state.running, tile) > 0.0
         if not any_lane(running):
             continue
-        part = Tile(state.packed[state.start[tile]], state.fitted[tile], state.moment[tile], state.product[tile])
+        packed = state.packed[state.start[tile]]
+        part = Tile(packed, state.fitted[tile, 0], state.moment[tile, 0], state.product[tile])
         norm_v, _, _, _, grown = shift(
             problem, part, state.push[tile, t], state.pull[tile, t], load(state.norm_v, tile), along_of(problem, part),
             load(state.eta, tile) * multiplier, load(state.root_n, tile), running,

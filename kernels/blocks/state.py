@@ -22,6 +22,7 @@ class Problem(NamedTuple):
     offset: float
     cross_entropy: bool  # False; read by the shared rules
     gradient_tolerance: float
+    ntk_tolerance: float
     late: int
 
 
@@ -70,6 +71,7 @@ class State(NamedTuple):
     status: np.ndarray  # a code of kernels/outcome.py
     n_steps: np.ndarray
     small: np.ndarray  # 1.0 where the gradient is small and the member waits for a verdict
+    asked: np.ndarray  # tangent kernels asked for since the last thorough one
     ritz: np.ndarray  # (tiles, size, 8)
     done: np.ndarray  # (tiles,) int64, updates applied
 
@@ -79,9 +81,6 @@ class Scratch(NamedTuple):
 
     pull: np.ndarray  # (size, 8) g
     push: np.ndarray  # (size, 8) p
-    active: np.ndarray  # (1, 8)
-    value: np.ndarray  # (1, 8)
-    residual: np.ndarray  # (1, 8)
     fresh: np.ndarray  # (size, 8)
     lanczos: lanczos.Workspace
 
@@ -90,7 +89,7 @@ def allocate(tiles: int, size: int, vectors: int, dtype: np.dtype) -> State:
     """A state of zeros with every lane idle."""
     packed = simd.zeros((tiles, vectors), dtype)
     rows = [simd.zeros((tiles, *shape), dtype) for shape in ((1, size), (1, size), (size,), (0, 1))]
-    scalars = [simd.zeros((tiles,), np.float64) for _ in range(15)]
+    scalars = [simd.zeros((tiles,), np.float64) for _ in range(16)]
     ritz = simd.zeros((tiles, size), np.float64)
     return State(packed, *rows, *scalars, ritz, np.zeros(tiles, np.int64))
 
@@ -98,5 +97,4 @@ def allocate(tiles: int, size: int, vectors: int, dtype: np.dtype) -> State:
 def scratch(size: int, dimension: int, fresh: np.ndarray, dtype: np.dtype) -> Scratch:
     """Working arrays for one thread."""
     pull, push = (simd.zeros((size,), dtype) for _ in range(2))
-    ones = [simd.zeros((1,), np.float64) for _ in range(3)]
-    return Scratch(pull, push, *ones, fresh, lanczos.workspace(dimension, size))
+    return Scratch(pull, push, fresh, lanczos.workspace(dimension, size))

@@ -16,15 +16,15 @@ class Tile(NamedTuple):
     """The arrays of one tile that a step changes."""
 
     packed: np.ndarray  # (vectors, 8)
-    fitted: np.ndarray  # (1, size, 8)
-    rho: np.ndarray  # (1, size, 8)
+    fitted: np.ndarray  # (size, 8)
+    rho: np.ndarray  # (size, 8)
     product: np.ndarray  # (size, 8)
 
 
 @inner
 def tile_of(state, tile):
     """Views of one tile."""
-    return Tile(state.packed[tile], state.fitted[tile], state.moment[tile], state.product[tile])
+    return Tile(state.packed[tile], state.fitted[tile, 0], state.moment[tile, 0], state.product[tile])
 
 
 @inner

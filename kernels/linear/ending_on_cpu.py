@@ -8,12 +8,7 @@ import numpy as np
 
 from catapult_fast.kernels.compile import inner
 from catapult_fast.kernels.outcome import CONVERGED, NOT_FINITE, OVER_BOUND
-from catapult_fast.kernels.simd import any_lane, load, select, store
-
-# Residual of the tangent kernel's top eigenvalue relative to it; the value's error is its square
-# over the gap.
-NTK_TOLERANCE_64 = 1e-9
-NTK_TOLERANCE_32 = 1e-7
+from catapult_fast.kernels.simd import any_lane, fill, load, select, store
 
 
 class Trace(NamedTuple):
@@ -24,23 +19,9 @@ class Trace(NamedTuple):
     before: int  # records before the window
 
 
-def tangent_kernel(problem, state, tile, active, scratch):
-    """Set ``scratch.value`` and ``.residual`` to the top eigenvalue and its residual in the active lanes.
-
-    A body for each kind of problem.
-    """
-    raise NotImplementedError
-
-
 def squared_norm(problem, state, tile):
     """Squared norm of all weights over n_eff, in float64; a body for each kind of problem."""
     raise NotImplementedError
-
-
-@inner
-def ntk_tolerance(state_array):
-    """Residual asked for, by the precision of the state."""
-    return NTK_TOLERANCE_64 if state_array.itemsize == 8 else NTK_TOLERANCE_32
 
 
 @inner
@@ -68,19 +49,11 @@ def record_loss(problem, state, tile, step, loss, trace):
 
 
 @inner
-def hush(array, count, running):
-    """Zero the first vectors of an array in idle lanes: with a rate of 0 alone, 0 times an overflow would be NaN."""
+def hush(array, running):
+    """Zero an array in idle lanes: with a rate of 0 alone, 0 times an overflow would be NaN."""
     if any_lane(~running):
-        for i in range(count):
+        for i in range(array.size // 8):
             store(array, i, select(running, load(array, i), 0.0))
-
-
-@inner
-def _end(state, tile, step, mask, code):
-    """Take the marked lanes out of training."""
-    store(state.running, tile, select(mask, 0.0, load(state.running, tile)))
-    store(state.status, tile, select(mask, float(code), load(state.status, tile)))
-    store(state.n_steps, tile, select(mask, float(step), load(state.n_steps, tile)))
 
 
 @inner
@@ -91,19 +64,18 @@ def settle(problem, state, tile, step, finite, gradient):
     minimum is stable for the rate, eta ntk <= 2: the caller finds that out for the marked lanes of
     ``state.small``. Returns whether any lane is marked.
     """
-    norm = squared_norm(problem, state, tile)
-    running = load(state.running, tile) > 0.0
-    bound = load(state.norm_bound, tile)
-    over = running & ~(norm <= bound) & (bound < np.inf)
-    if any_lane(running & (over | ~finite)):
-        _end(state, tile, step, over & finite, OVER_BOUND)
-        _end(state, tile, step, running & ~finite, NOT_FINITE)
+    running, bound = load(state.running, tile) > 0.0, load(state.norm_bound, tile)
+    over = ~(squared_norm(problem, state, tile) <= bound) & (bound < np.inf)
     tolerance = problem.gradient_tolerance
-    if tolerance < 0.0:
-        return False
-    small = running & finite & ~over & (gradient <= tolerance * tolerance)
+    small = running & finite & ~over & (gradient <= tolerance * abs(tolerance))
+    ended = running & (over | ~finite)
     if problem.cross_entropy:
-        _end(state, tile, step, small, CONVERGED)
-        return False
-    store(state.small, tile, select(small, load(state.running, tile), 0.0))
-    return any_lane(small)
+        ended = ended | small
+    if any_lane(ended):
+        code = select(finite, select(over, fill(bound, OVER_BOUND), CONVERGED), NOT_FINITE)
+        store(state.running, tile, select(ended, 0.0, load(state.running, tile)))
+        store(state.status, tile, select(ended, code, load(state.status, tile)))
+        store(state.n_steps, tile, select(ended, float(step), load(state.n_steps, tile)))
+    waiting = small & ~ended
+    store(state.small, tile, select(waiting, fill(bound, 1.0), 0.0))
+    return any_lane(waiting)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from catapult_fast.kernels.compile import inner, method
 from catapult_fast.kernels.lanczos.gram_on_cpu import Gram
 from catapult_fast.kernels.lanczos.on_cpu import top
-from catapult_fast.kernels.linear.ending_on_cpu import ntk_tolerance, record_loss, settle, squared_norm, tangent_kernel
+from catapult_fast.kernels.linear.ending_on_cpu import record_loss, settle, squared_norm
 from catapult_fast.kernels.linear.loss_on_cpu import cross_entropy, squared_error
+from catapult_fast.kernels.linear.record_on_cpu import operator_of, readout_of
 from catapult_fast.kernels.linear.state import Problem
 from catapult_fast.kernels.simd import any_lane, fill, fma, load, select, widen
 
@@ -21,27 +22,24 @@ def _squares(v):
     return total
 
 
-@method(tangent_kernel, Problem)
-def tangent_kernel_of_root(problem, state, tile, active, scratch):
-    """Largest eigenvalue ``lambda_max(u^T u + mu diag(s))``, mu that of V^T V/n_eff, in the active lanes.
+@method(operator_of, Problem)
+def _operator_of_root(problem, state, tile):
+    return Gram(state.u[tile], problem.wide_spectrum)
 
-    The mk x mk tangent kernel of k outputs splits into k blocks of size r, and the block of the
-    largest mu holds the top (derived in docs/model.md). Sets ``scratch.value`` and ``.residual``.
-    """
+
+@method(readout_of, Problem)
+def _readout_of_root(problem, state, tile, active, scratch):
+    """The mk x mk tangent kernel splits into k blocks of size r, that of the largest mu on top (docs/model.md)."""
     v = state.v[tile]
     mu = _squares(v)
-    if v.shape[1] > 1:
-        scratch.ritz_k[...] = 0.0
-        top(
-            Gram(v, scratch.zeros), fill(mu, 0.0), v.shape[1], scratch.fresh_k, active, 1e-11,
-            scratch.lanczos_k, scratch.value, scratch.residual, scratch.ritz_k,
-        )  # fmt: skip
-        mu = load(scratch.value, 0)
-    u = state.u[tile]
+    if v.shape[1] == 1:
+        return mu
+    scratch.ritz_k[...] = 0.0
     top(
-        Gram(u, problem.wide_spectrum), mu, u.shape[1], scratch.fresh_r, active,
-        ntk_tolerance(state.v), scratch.lanczos_r, scratch.value, scratch.residual, state.ritz[tile],
+        Gram(v, scratch.zeros), fill(mu, 0.0), v.shape[1], scratch.fresh_k, active, 1e-11, fill(mu, 1.0),
+        scratch.lanczos_k, scratch.value, scratch.residual, scratch.ritz_k,
     )  # fmt: skip
+    return load(scratch.value, 0)
 
 
 @method(squared_norm, Problem)

@@ -21,7 +21,7 @@ def _shrink_outside(state, tile, eta, momentum, decay):
 @inner
 def _update(problem, state, tile, rho, multiplier, scratch):
     running = load(state.running, tile) > 0.0
-    hush(rho, rho.shape[0] * rho.shape[1], running)
+    hush(rho, running)
     eta = select(running, load(state.eta, tile) * multiplier, 0.0)
     momentum = select(running, problem.momentum, eta * 0.0)
     if problem.weight_decay > 0.0:
@@ -77,12 +77,15 @@ def advance(problem, state, t1, schedule, batches, order_of_tile, trace, scratch
     """
     waits = False
     for tile in range(state.v.shape[0]):
-        step = state.done[tile]
-        small = t1 == 0 and judge(problem, state, tile, 0, trace, scratch)
-        while step < t1 and not small and any_lane(load(state.running, tile) > 0.0):
+        step, due = state.done[tile], t1 == 0
+        while True:
+            if due and judge(problem, state, tile, step, trace, scratch):
+                waits = True
+                break
+            if step >= t1 or not any_lane(load(state.running, tile) > 0.0):
+                break
             _step(problem, state, tile, step, schedule, batches, order_of_tile, scratch)
             step += 1
-            small = judge(problem, state, tile, step, trace, scratch)
-        state.done[tile] = step
-        waits |= small
+            state.done[tile] = step
+            due = True
     return waits

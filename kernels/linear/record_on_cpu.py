@@ -1,10 +1,43 @@
-"""What every form of the linear network records beside the loss: tangent kernel and weight norm."""
+"""What every form of the linear network records beside the loss: tangent kernel and weight norm.
+
+The tangent kernel's top eigenvalue is that of ``C + mu diag(s)``; C and mu come in the form at hand.
+"""
 
 from __future__ import annotations
 
-from catapult_fast.kernels.compile import jit
-from catapult_fast.kernels.linear.ending_on_cpu import squared_norm, tangent_kernel
-from catapult_fast.kernels.simd import any_lane, load, store
+from catapult_fast.kernels.compile import inner, jit
+from catapult_fast.kernels.lanczos.on_cpu import FRESH, top
+from catapult_fast.kernels.linear.ending_on_cpu import squared_norm
+from catapult_fast.kernels.simd import any_lane, fill, load, select, store
+
+# Of so many tangent kernels of a member one looks for a crossed eigenvector. The others start from the
+# last vector alone: a kernel that stands still has nothing to cross, and one that moves mixes all directions.
+THOROUGH_EVERY = 8
+
+
+def operator_of(problem, state, tile):
+    """C and s as the operator of a Lanczos run; a body for each kind of problem."""
+    raise NotImplementedError
+
+
+def readout_of(problem, state, tile, active, scratch):
+    """Largest eigenvalue mu of V^T V/n_eff, one a lane; a body for each kind of problem."""
+    raise NotImplementedError
+
+
+@inner
+def _share_of_fresh(state, tile):
+    """Share of the fixed vector in the next warm start of each lane."""
+    asked = load(state.asked, tile)
+    return select(asked == 0.0, fill(asked, FRESH), 0.0)
+
+
+@inner
+def _count(state, tile, active):
+    """Count the tangent kernels asked for, round after round."""
+    asked = load(state.asked, tile) + 1.0
+    asked = select(asked < float(THOROUGH_EVERY), asked, 0.0)
+    store(state.asked, tile, select(active, asked, load(state.asked, tile)))
 
 
 @jit()
@@ -12,10 +45,14 @@ def ntk(problem, state, wanted, value, residual, scratch):
     """Top eigenvalue of the tangent kernel and its residual where ``wanted`` (tiles, 8) is above 0."""
     for tile in range(wanted.shape[0]):
         if any_lane(load(wanted, tile) > 0.0):
-            store(scratch.active, 0, load(wanted, tile))
-            tangent_kernel(problem, state, tile, scratch.active, scratch)
-            store(value, tile, load(scratch.value, 0))
-            store(residual, tile, load(scratch.residual, 0))
+            active = wanted[tile : tile + 1]
+            mu = readout_of(problem, state, tile, active, scratch)
+            top(
+                operator_of(problem, state, tile), mu, problem.dimension, scratch.fresh, active,
+                problem.ntk_tolerance, _share_of_fresh(state, tile), scratch.lanczos, value[tile : tile + 1],
+                residual[tile : tile + 1], state.ritz[tile],
+            )  # fmt: skip
+            _count(state, tile, load(active, 0) > 0.0)
 
 
 @jit()

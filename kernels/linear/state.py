@@ -33,6 +33,8 @@ class Problem(NamedTuple):
     momentum: float
     weight_decay: float
     gradient_tolerance: float  # of |dL/dW|; negative: never converged
+    ntk_tolerance: float  # residual of the tangent kernel's top eigenvalue, relative to it
+    dimension: int  # r
     late: int  # late steps are t > late
 
 
@@ -62,6 +64,7 @@ class State(NamedTuple):
     status: np.ndarray  # a code of kernels/outcome.py
     n_steps: np.ndarray
     small: np.ndarray  # 1.0 where the gradient is small and the member waits for a verdict
+    asked: np.ndarray  # tangent kernels asked for since the last thorough one
     ritz: np.ndarray  # (tiles, r, 8) last eigenvector of the tangent kernel
     done: np.ndarray  # (tiles,) int64, updates applied
 
@@ -78,14 +81,13 @@ class Scratch(NamedTuple):
     scaled: np.ndarray  # (k, 4, 8) four rows of v times the step
     output: np.ndarray  # (k, 8) outputs of one sample
     scalars: np.ndarray  # (k,) float64
-    active: np.ndarray  # (1, 8)
     value: np.ndarray  # (1, 8)
     residual: np.ndarray  # (1, 8)
     zeros: np.ndarray  # (k, 8)
-    fresh_r: np.ndarray  # (r, 8)
+    fresh: np.ndarray  # (r, 8)
     fresh_k: np.ndarray  # (k, 8)
     ritz_k: np.ndarray  # (k, 8)
-    lanczos_r: lanczos.Workspace
+    lanczos: lanczos.Workspace
     lanczos_k: lanczos.Workspace
 
 
@@ -100,7 +102,7 @@ def allocate(tiles: int, k: int, r: int, dtype: np.dtype, *, momentum: bool) -> 
     moving = rows if momentum else 0
     shapes = [(rows, k), (rows, r), (k, r), (k, r), (moving, k), (moving, r)]
     arrays = [simd.zeros((tiles, *shape), dtype) for shape in shapes]
-    scalars = [simd.zeros((tiles,), np.float64) for _ in range(17)]
+    scalars = [simd.zeros((tiles,), np.float64) for _ in range(18)]
     ritz = simd.zeros((tiles, r), np.float64)
     return State(*arrays, *scalars, ritz, np.zeros(tiles, np.int64))
 
@@ -116,13 +118,12 @@ def scratch(k: int, r: int, dtype: np.dtype) -> Scratch:
         scaled=simd.zeros((k, 4), dtype),
         output=simd.zeros((k,), dtype),
         scalars=np.zeros(k),
-        active=simd.zeros((1,), np.float64),
         value=simd.zeros((1,), np.float64),
         residual=simd.zeros((1,), np.float64),
         zeros=simd.zeros((k,), np.float64),
-        fresh_r=simd.repeat(lanczos.start_vector(r)),
+        fresh=simd.repeat(lanczos.start_vector(r)),
         fresh_k=simd.repeat(lanczos.start_vector(k)),
         ritz_k=simd.zeros((k,), np.float64),
-        lanczos_r=lanczos.workspace(r, r),
+        lanczos=lanczos.workspace(r, r),
         lanczos_k=lanczos.workspace(k, k),
     )
