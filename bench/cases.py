@@ -39,6 +39,7 @@ NEVER = Stop(None, None)
 UNREACHED = Stop(1e8, 0.0)  # armed, but no member of these cases meets it
 NOTHING = Record(every=0, ntk=False)
 CHECKED = 20  # steps after which the answers are compared
+TUNED, TUNING_ROUNDS = 100, 6  # steps and rounds by which a peer's setting is chosen
 
 
 class Size(NamedTuple):
@@ -88,20 +89,24 @@ def _difference(theirs: Array, ours: Array) -> float:
     return float(np.max(np.abs(theirs - ours) / scale))
 
 
-def _try(peer: Peer, problem: Linear | Scalar, ours: Array) -> tuple[dict[str, Any], float]:
-    """The fastest setting over the checked steps, and the largest error of any setting."""
-    tried, taken, errors = settings(peer), [], []
-    for setting in tried:
-        call = prepare(peer, problem, CHECKED, **setting)
-        errors.append(_difference(call(), ours))
-        taken.append(_shortest(call))
-    return tried[int(np.argmin(taken))], max(errors)
+def _try(peer: Peer, problem: Linear | Scalar, ours: Array, steps: int) -> tuple[dict[str, Any], float]:
+    """The fastest setting, and the largest error of any setting over the checked steps."""
+    tried = settings(peer)
+    errors = [_difference(prepare(peer, problem, CHECKED, **setting)(), ours) for setting in tried]
+    if len(tried) == 1:
+        return tried[0], errors[0]
+    calls = [prepare(peer, problem, min(steps, TUNED), **setting) for setting in tried]
+    return tried[int(np.argmin(_shortest(calls)))], max(errors)
 
 
-def _shortest(call: Callable[[], Any]) -> float:
-    """The shortest of a few calls, or one call if it is long."""
-    first = seconds(call)
-    return first if first > 1.0 else min(first, *(seconds(call) for _ in range(3)))
+def _shortest(calls: Sequence[Callable[[], Any]]) -> Array:
+    """Shortest seconds of each call, by turns; one call of those that are long."""
+    taken = np.array([seconds(call) for call in calls])
+    for _ in range(TUNING_ROUNDS):
+        for number, call in enumerate(calls):
+            if taken[number] < 1.0:
+                taken[number] = min(taken[number], seconds(call))
+    return taken
 
 
 def _checked(sweep: Sweep, backend: str) -> tuple[Array, float]:
@@ -133,7 +138,7 @@ def _contest(
     found = {}
     for peer in (peer for peer in peers if absent(peer) is None):
         part = problem._replace(eta=problem.eta[: peer.members])
-        found[peer.name] = _try(peer, part, ours[: len(part.eta)])
+        found[peer.name] = _try(peer, part, ours[: len(part.eta)], sweep.steps)
         calls[peer.name] = prepare(peer, part, sweep.steps, **found[peer.name][0])
     times = interleave(calls)
     _assert_all_run(members)

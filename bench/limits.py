@@ -13,7 +13,7 @@ from catapult_fast.bench.timing import seconds
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.compile import jit
 from catapult_fast.kernels.simd import fma, load, store
-from catapult_fast.run import available_cores
+from catapult_fast.machine import available_cores
 
 __all__ = ["Limits", "measure"]
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from catapult_fast import engines, linear
+from catapult_fast.block import Block, compute_shard
 from catapult_fast.forms import Form
-from catapult_fast.run import _Block, _one_blas_thread, _ranges, _shard_size, available_cores, compute_shard, plan
+from catapult_fast.machine import available_cores, one_blas_thread
+from catapult_fast.planning import plan, ranges, shard_size
 from catapult_fast.sweep import Sweep
 
 __all__ = ["Members", "form_in_use", "from_the_start", "in_form"]
@@ -27,11 +30,13 @@ class Members:
     def __init__(self, sweep: Sweep, backend: str = "auto") -> None:
         self.sweep, (self.backend, self.engine) = sweep, engines.select(sweep, backend)
         self.cores = available_cores()
-        shards = _ranges(0, sweep.n_members, _shard_size(sweep, self.engine, sweep.n_members, self.cores))
+        shards = ranges(0, sweep.n_members, shard_size(sweep, self.engine, sweep.n_members, self.cores))
         size = self.engine.block_members(sweep)[0]
-        with _one_blas_thread():
-            ranges = [part for low, high in shards for part in _ranges(low, high, size)]
-            self.blocks = [_Block(sweep, self.engine, low, high, None) for low, high in ranges]
+        with one_blas_thread():
+            parts = [part for low, high in shards for part in ranges(low, high, size)]
+            self.blocks = [Block(sweep, self.engine, low, high, None) for low, high in parts]
+        # Kept between calls: as a run does, which makes them once.
+        self.pool, self.controller = ThreadPoolExecutor(self.cores), ThreadpoolController()
         self.saved = [_saved(block.state.state) for block in self.blocks]
 
     @property
@@ -64,8 +69,8 @@ class Members:
                 np.copyto(getattr(block.state.state, name), values)
             work(block)
 
-        with _one_blas_thread(), ThreadPoolExecutor(self.cores) as pool:
-            list(pool.map(restored, range(len(self.blocks))))
+        with self.controller.limit(limits=1, user_api="blas"):
+            list(self.pool.map(restored, range(len(self.blocks))))
 
     def losses(self) -> NDArray[np.float64]:
         """Loss of every member after the updates."""
@@ -89,12 +94,12 @@ def _saved(state: Any) -> dict[str, NDArray[Any]]:
 def from_the_start(sweep: Sweep, backend: str = "auto") -> Callable[[], None]:
     """A call that computes a sweep shard by shard, its starts included; only the data's decomposition is kept."""
     _, engine = engines.select(sweep, backend)
-    size = _shard_size(sweep, engine, sweep.n_members, available_cores())
+    size = shard_size(sweep, engine, sweep.n_members, available_cores())
 
     def call() -> None:
         linear.initial_of.cache_clear()
-        with _one_blas_thread(), ThreadPoolExecutor(available_cores()) as pool:
-            list(pool.map(lambda part: compute_shard(sweep, engine, *part), _ranges(0, sweep.n_members, size)))
+        with one_blas_thread(), ThreadPoolExecutor(available_cores()) as pool:
+            list(pool.map(lambda part: compute_shard(sweep, engine, *part), ranges(0, sweep.n_members, size)))
 
     return call
 

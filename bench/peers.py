@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from catapult_fast.bench.problems import Linear, Scalar
-from catapult_fast.run import available_cores
+from catapult_fast.machine import available_cores
 
 __all__ = ["Peer", "absent", "explicit_peers", "linear_peers", "prepare", "scalar_peers", "settings", "shared_peers"]
 

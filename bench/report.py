@@ -14,7 +14,7 @@ from typing import Any
 from catapult_fast.bench.limits import Limits
 from catapult_fast.bench.timing import Times
 from catapult_fast.errors import StorageError
-from catapult_fast.run import available_cores, provenance
+from catapult_fast.machine import available_cores, provenance
 
 __all__ = ["TOLERANCE", "Goal", "Result", "Row", "bench", "header", "machine", "table"]
 

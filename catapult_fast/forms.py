@@ -25,6 +25,7 @@ from catapult_fast.kernels.linear import record_on_cpu
 from catapult_fast.kernels.linear import state as root
 from catapult_fast.kernels.linear.ending_on_cpu import Trace
 from catapult_fast.kernels.outcome import CONVERGED
+from catapult_fast.layout import NTK_TOLERANCE
 from catapult_fast.starts import Start, minibatch_order
 from catapult_fast.sweep import Sweep
 
@@ -34,10 +35,6 @@ LANES = simd.LANES
 NO_TRACE = Trace(simd.zeros((0, 0), np.float64), 0, 0)
 Array = NDArray[np.float64]
 Places = NDArray[np.intp]
-
-# Residual asked of the tangent kernel's top eigenvalue, relative to it; the value's error is its square
-# over the gap.
-_NTK_TOLERANCE = {"float64": 1e-8, "float32": 1e-7}
 
 # Beyond this rank eight packed triangles leave a core's second cache level, and one member at a time is
 # faster (bench/results); the choice must follow from the sweep alone.
@@ -233,7 +230,7 @@ class Root(Form):
             momentum=training.momentum,
             weight_decay=training.weight_decay,
             gradient_tolerance=tolerance_of(sweep, span),
-            ntk_tolerance=_NTK_TOLERANCE[sweep.dtype],
+            ntk_tolerance=NTK_TOLERANCE[sweep.dtype],
             dimension=len(spectrum),
             late=9 * sweep.steps // 10,
         )
@@ -314,7 +311,7 @@ class LaneBlocks(Form):
             offset=self.span.offset,
             cross_entropy=False,
             gradient_tolerance=tolerance_of(self.sweep, self.span),
-            ntk_tolerance=_NTK_TOLERANCE[self.sweep.dtype],
+            ntk_tolerance=NTK_TOLERANCE[self.sweep.dtype],
             late=9 * self.sweep.steps // 10,
         )
         fresh = self._vectors(self._pad(start_vector(r)))

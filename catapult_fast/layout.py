@@ -10,10 +10,14 @@ from catapult_fast.kernels.outcome import STATUS_MEANINGS
 from catapult_fast.phases import PHASE_MEANINGS
 from catapult_fast.sweep import Sweep
 
-__all__ = ["SCHEMA_NAME", "SCHEMA_VERSION", "Variable", "coordinates", "member_variables", "variables"]
+__all__ = ["NTK_TOLERANCE", "SCHEMA_NAME", "SCHEMA_VERSION", "Variable", "coordinates", "member_variables", "variables"]
 
 SCHEMA_NAME = "catapult_fast.sweep"
 SCHEMA_VERSION = "1.0"
+
+# Residual asked of a recorded tangent kernel's top eigenvalue, relative to it, by the sweep's precision;
+# the value's error is its square over the gap to the next eigenvalue.
+NTK_TOLERANCE = {"float64": 1e-8, "float32": 1e-7}
 
 
 class Variable(NamedTuple):

@@ -155,4 +155,4 @@ def block_members(sweep: Sweep) -> tuple[int, int]:
 
 def work_per_step(sweep: Sweep) -> float:
     """Multiply-adds of one update of one member, the time of its other operations included."""
-    return 6.0
+    return 4.0

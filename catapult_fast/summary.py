@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from catapult_fast.layout import NTK_TOLERANCE
 from catapult_fast.phases import PHASE_MEANINGS
 from catapult_fast.results import Results, open_results
 from catapult_fast.sweep import Sweep
@@ -38,7 +39,8 @@ def _duration(seconds: float) -> str:
 def forecast(sweep: Sweep, backend: str, workers: int | None, as_json: bool) -> Answer:
     """Foretell a run."""
     from catapult_fast import engines
-    from catapult_fast.run import available_cores, plan
+    from catapult_fast.machine import available_cores
+    from catapult_fast.planning import plan
 
     used, engine = engines.select(sweep, backend)
     threads = workers or available_cores()
@@ -79,9 +81,7 @@ def missed(results: Results) -> int:
     """Number of recorded eigenvalues whose residual is above the tolerance."""
     if "ntk_residual" not in results.dims:
         return 0
-    from catapult_fast.kernels.linear.ending_on_cpu import NTK_TOLERANCE_32, NTK_TOLERANCE_64
-
-    tolerance = NTK_TOLERANCE_64 if results.ntk_residual.dtype == np.float64 else NTK_TOLERANCE_32
+    tolerance = NTK_TOLERANCE[results.ntk_residual.dtype.name]
     # Rounding of a residual recorded in the sweep's precision must not count.
     bound = tolerance * results.ntk_lambda_max * (1.0 + 1e-6)
     return int(np.sum(results.ntk_residual > bound))
@@ -121,7 +121,7 @@ def threshold_table(results: Results, as_json: bool) -> Answer:
 def information(as_json: bool) -> Answer:
     """Versions, processor, back ends."""
     from catapult_fast.engines import availability
-    from catapult_fast.run import available_cores, provenance
+    from catapult_fast.machine import available_cores, provenance
 
     values = provenance() | {"cores": available_cores(), "backends": availability()}
     lines = [f"{name:15s} {version}" for name, version in values["versions"].items()]

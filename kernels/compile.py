@@ -32,6 +32,11 @@ def _digest_of_sources() -> str:
 _SOURCES = _digest_of_sources()
 
 
+# Kernels make no arrays, so they need no reference counts either: counting costs a small rank half
+# its time, for every view of an array is counted at every step.
+_COMMON: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
+
+
 def body(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a plain function callable from compiled code; it stays a plain Python function."""
     register_jitable(function)
@@ -46,7 +51,7 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     Numba's own cache looks at the entry's file only and would return stale answers when a callee
     in another file changes; the digest of all sources is put into its stamp.
     """
-    options = {"error_model": "numpy", "nogil": True} | options
+    options = _COMMON | options
 
     def wrap(function: Callable[..., Any]) -> Any:
         dispatcher = njit(**options)(function)
@@ -63,13 +68,7 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 # What only compiled code calls: no wrapper for Python, and always inlined, since a call would pass
 # the dozens of arrays of a state by value (2 to 3 times the time at small ranks).
-_INNER: dict[str, Any] = {
-    "error_model": "numpy",
-    "nogil": True,
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-    "forceinline": True,
-}
+_INNER: dict[str, Any] = _COMMON | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
 
 
 def inner(function: Callable[..., Any]) -> Any:

@@ -7,6 +7,7 @@ import catapult_fast as cf
 from catapult_fast import forms, linear
 from catapult_fast.compress import compress
 from catapult_fast.kernels.blocks import columns_on_cpu, lanes_on_cpu
+from catapult_fast.kernels.linear import record_on_cpu
 
 FORMS = (forms.Root, forms.LaneBlocks, forms.ColumnBlocks, forms.SharedColumns)
 
@@ -106,3 +107,45 @@ def test_a_panel_gives_the_same_bits_whatever_the_shard(shard_members, monkeypat
         linear.initial_of.cache_clear()
     for name in whole.dims:
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)
+
+
+@pytest.mark.parametrize("form", FORMS[:3])
+def test_a_tight_bound_ends_every_form_at_the_same_step(form, monkeypatch):
+    """Norms followed by their increments only say when to look closely."""
+    sweep = sweep_of(5, 9, stop=cf.Stop(diverged=1.5), kappa=np.linspace(2.0, 6.0, 23), width=[64])
+    run, root = (run_in(f, monkeypatch, sweep) for f in (form, forms.Root))
+    over = root.status == 3
+    assert 3 < np.sum(over) < over.size
+    np.testing.assert_array_equal(run.status, root.status)
+    np.testing.assert_array_equal(run.n_steps, root.n_steps)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_crossed_eigenvector_is_found(form, monkeypatch):
+    """A warm start on an exact eigenvector below the top stays there until the next thorough one."""
+    sweep = sweep_of(9, 20, kappa=[0.5], width=[2**10])
+    monkeypatch.setattr(linear, "form_of", lambda sweep, span: form)
+    linear.initial_of.cache_clear()
+    block = linear.start(sweep, np.arange(1))
+    linear.initial_of.cache_clear()
+    first = linear.initial_of(sweep, 2**10, 0).start
+    kernel = first.u.T @ first.u + np.sum(first.v**2) * np.diag(linear.span_of(sweep).sigma ** 2)
+    values, vectors = np.linalg.eigh(kernel)
+    padded = np.zeros(block.form.ritz(0, 0).size)
+    padded[:9] = vectors[:, -2]
+    tile, lane = block.tile, block.lane
+    wanted = np.array(block.state.running)
+
+    def found():
+        block.form.ntk(wanted)
+        return block.form.value[tile[0], lane[0]]
+
+    block.form.place_ritz(padded, tile, lane)
+    block.state.asked[...] = 1.0
+    seen = [found() for _ in range(record_on_cpu.THOROUGH_EVERY)]
+    np.testing.assert_allclose(seen[0], values[-2], rtol=1e-10)
+    np.testing.assert_allclose(seen[-1], values[-1], rtol=1e-10)
+    block.form.place_ritz(padded, tile, lane)
+    block.form.ntk(wanted, thorough=True)
+    np.testing.assert_allclose(block.form.value[tile[0], lane[0]], values[-1], rtol=1e-10)
+    linear.initial_of.cache_clear()

@@ -100,7 +100,7 @@ def test_an_unknown_name():
     "first",
     [
         "import catapult_fast.run",
-        "from catapult_fast.run import plan",
+        "from catapult_fast.run import compute_shard",
         "from catapult_fast import run",
         "import catapult_fast.cli",
         "import importlib; importlib.import_module('catapult_fast.run')",

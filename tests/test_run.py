@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_limits
 
 import catapult_fast as cf
-from catapult_fast import engines, forms, linear
+from catapult_fast import block, engines, forms, linear
 from catapult_fast.compress import compress, compress_test
 from catapult_fast.kernels.outcome import CONVERGED, DONE, NO_RATE, NOT_FINITE, OVER_BOUND
 from catapult_fast.phases import CATAPULT, DIVERGENT, LAZY, UNDECIDED
@@ -446,6 +446,21 @@ def test_sparse_records_change_nothing(reference, name):
     settled = np.isin(sparse.status, (DONE, CONVERGED))
     for other in (every, never):
         assert_allclose(other.final_ntk_lambda_max[settled], sparse.final_ntk_lambda_max[settled], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["five samples", "five samples, wide", "minibatches", "cross-entropy"])
+@pytest.mark.parametrize("every", [1, 7])
+def test_losses_kept_in_a_window_are_those_of_single_records(name, every, monkeypatch):
+    monkeypatch.setattr(block, "_TRACED_RECORDS", 5)
+    kept, one_by_one = (
+        cf.run(dataclasses.replace(SWEEPS[name], record=cf.Record(every=every, ntk=ntk)), progress=False)
+        for ntk in (False, True)
+    )
+    assert linear.traces(kept.sweep)
+    assert not linear.traces(one_by_one.sweep)
+    assert np.isnan(kept.loss).any()
+    for variable in kept.dims:
+        assert_array_equal(getattr(kept, variable), getattr(one_by_one, variable), err_msg=variable)
 
 
 def test_no_trajectory():

@@ -13,10 +13,11 @@ from catapult_fast.kernels.simd import any_lane, fill, fma, load, select, widen
 
 
 @inner
-def _squares(v):
+def _squares(v, tile):
     """|v|^2 of a tile in float64."""
+    count = v.shape[1] * v.shape[2]
     total = fill(widen(load(v, 0)), 0.0)
-    for i in range(v.shape[0] * v.shape[1]):
+    for i in range(tile * count, (tile + 1) * count):
         x = widen(load(v, i))
         total = fma(x, x, total)
     return total
@@ -31,7 +32,7 @@ def _operator_of_root(problem, state, tile):
 def _readout_of_root(problem, state, tile, active, scratch):
     """The mk x mk tangent kernel splits into k blocks of size r, that of the largest mu on top (docs/model.md)."""
     v = state.v[tile]
-    mu = _squares(v)
+    mu = _squares(state.v, tile)
     if v.shape[1] == 1:
         return mu
     scratch.ritz_k[...] = 0.0
@@ -46,7 +47,7 @@ def _readout_of_root(problem, state, tile, active, scratch):
 def squared_norm_of_root(problem, state, tile):
     """``|v|^2 + |u/sigma|^2`` and the shrunk rest outside the span."""
     shrink = load(state.shrink, tile)
-    return _squares(state.v[tile]) + load(state.norm_u, tile) + load(state.outside, tile) * shrink * shrink
+    return _squares(state.v, tile) + load(state.norm_u, tile) + load(state.outside, tile) * shrink * shrink
 
 
 @inner
@@ -90,23 +91,22 @@ def _is_finite(fitted, norm_v):
 
 
 @inner
-def _evaluate(problem, state, tile, scratch):
+def _evaluate(problem, part, scratch):
     if problem.cross_entropy:
-        losses = scratch.value[0]
-        cross_entropy(problem, state.fitted[tile], state.moment[tile], losses, scratch)
+        cross_entropy(problem, part.fitted, part.moment, scratch.value[0], scratch)
         return load(scratch.value, 0)
-    return squared_error(problem, state.fitted[tile], state.moment[tile])
+    return squared_error(problem, part.fitted, part.moment)
 
 
 @inner
-def judge(problem, state, tile, step, trace, scratch):
+def judge(problem, state, part, tile, step, trace, scratch):
     """Record the loss after ``step`` updates and end what is over; returns whether a member may have converged."""
-    loss = _evaluate(problem, state, tile, scratch)
+    loss = _evaluate(problem, part, scratch)
     record_loss(problem, state, tile, step, loss, trace)
-    gradient = _gradient_of_predictor(problem, state.moment[tile])
+    gradient = _gradient_of_predictor(problem, part.moment)
     narrow = load(state.narrow, tile) > 0.0
     if any_lane(narrow):
-        full = _gradient_of_weights(problem, state.v[tile], state.u[tile], state.moment[tile])
+        full = _gradient_of_weights(problem, part.v, part.u, part.moment)
         gradient = select(narrow, full, gradient)
-    finite = _is_finite(state.fitted[tile], _squares(state.v[tile]))
+    finite = _is_finite(part.fitted, _squares(state.v, tile))
     return settle(problem, state, tile, step, finite, gradient)

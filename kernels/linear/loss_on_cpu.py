@@ -74,7 +74,7 @@ def cross_entropy(problem, fitted, rho, losses, scratch):
     losses[:] = 0.0
     for sample in range(problem.features.shape[0]):
         outputs(problem.features, sample, fitted, scratch.output)
-        for lane in range(8):
+        for lane in range(losses.size):  # not a constant: unrolled, it would be a quarter of the code
             error = _softmax_error(scratch.output, problem.labels, sample, lane, scratch.scalars)
             losses[lane] += problem.sample_weight * error
         _add_sample(problem.features, sample, scratch.output, problem.sample_weight, rho)
@@ -87,7 +87,7 @@ def batch_gradient(problem, fitted, batch, rho, scratch):
     for sample in batch:
         outputs(problem.features, sample, fitted, scratch.output)
         if problem.cross_entropy:
-            for lane in range(8):
+            for lane in range(scratch.output.shape[1]):
                 _softmax_error(scratch.output, problem.labels, sample, lane, scratch.scalars)
         else:
             for c in range(rho.shape[0]):

@@ -6,6 +6,7 @@ from catapult_fast.kernels.compile import inner, jit
 from catapult_fast.kernels.linear.ending_on_cpu import hush
 from catapult_fast.kernels.linear.judge_on_cpu import judge
 from catapult_fast.kernels.linear.loss_on_cpu import batch_gradient
+from catapult_fast.kernels.linear.state import Tile
 from catapult_fast.kernels.linear.update_on_cpu import descend, roll
 from catapult_fast.kernels.simd import any_lane, load, select, store
 
@@ -19,7 +20,7 @@ def _shrink_outside(state, tile, eta, momentum, decay):
 
 
 @inner
-def _update(problem, state, tile, rho, multiplier, scratch):
+def _update(problem, state, part, tile, rho, multiplier, scratch):
     running = load(state.running, tile) > 0.0
     hush(rho, running)
     eta = select(running, load(state.eta, tile) * multiplier, 0.0)
@@ -28,26 +29,10 @@ def _update(problem, state, tile, rho, multiplier, scratch):
         _shrink_outside(state, tile, eta, momentum, problem.weight_decay)
     norm, root_n = load(state.norm_u, tile), load(state.root_n, tile)
     if problem.momentum > 0.0:
-        norm = roll(
-            state.v[tile], state.u[tile], state.velocity_v[tile], state.velocity_u[tile], state.fitted[tile],
-            rho, problem, eta, momentum, root_n, scratch,
-        )  # fmt: skip
+        norm = roll(part, rho, problem, eta, momentum, root_n, scratch)
     else:
-        norm = descend(
-            state.v[tile], state.u[tile], state.fitted[tile],
-            rho, problem.spectrum, eta, problem.weight_decay, root_n, norm, scratch,
-        )  # fmt: skip
+        norm = descend(part, rho, problem.spectrum, eta, problem.weight_decay, root_n, norm, scratch)
     store(state.norm_u, tile, norm)
-
-
-@inner
-def _step(problem, state, tile, t, schedule, batches, order_of_tile, scratch):
-    rho = state.moment[tile]
-    if batches.shape[0] > 0:
-        batch = batches[order_of_tile[tile], t]
-        batch_gradient(problem, state.fitted[tile], batch, scratch.gradient, scratch)
-        rho = scratch.gradient
-    _update(problem, state, tile, rho, schedule[t], scratch)
 
 
 @jit()
@@ -77,14 +62,22 @@ def advance(problem, state, t1, schedule, batches, order_of_tile, trace, scratch
     """
     waits = False
     for tile in range(state.v.shape[0]):
+        part = Tile(
+            state.v[tile], state.u[tile], state.fitted[tile], state.moment[tile],
+            state.velocity_v[tile], state.velocity_u[tile],
+        )  # fmt: skip
         step, due = state.done[tile], t1 == 0
         while True:
-            if due and judge(problem, state, tile, step, trace, scratch):
+            if due and judge(problem, state, part, tile, step, trace, scratch):
                 waits = True
                 break
             if step >= t1 or not any_lane(load(state.running, tile) > 0.0):
                 break
-            _step(problem, state, tile, step, schedule, batches, order_of_tile, scratch)
+            if batches.shape[0] > 0:
+                batch_gradient(problem, part.fitted, batches[order_of_tile[tile], step], scratch.gradient, scratch)
+                _update(problem, state, part, tile, scratch.gradient, schedule[step], scratch)
+            else:
+                _update(problem, state, part, tile, part.moment, schedule[step], scratch)
             step += 1
             state.done[tile] = step
             due = True

@@ -69,6 +69,17 @@ class State(NamedTuple):
     done: np.ndarray  # (tiles,) int64, updates applied
 
 
+class Tile(NamedTuple):
+    """The arrays of one tile. (A view made at every step costs more than a step of small rank.)"""
+
+    v: np.ndarray
+    u: np.ndarray
+    fitted: np.ndarray
+    moment: np.ndarray
+    velocity_v: np.ndarray
+    velocity_u: np.ndarray
+
+
 class Scratch(NamedTuple):
     """Working arrays of one thread."""
 

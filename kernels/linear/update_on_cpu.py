@@ -117,12 +117,13 @@ def _refit(fitted, eta, kept, root_n, scratch):
 
 
 @inner
-def descend(v, u, fitted, rho, spectrum, eta, decay, root_n, norm, scratch):
+def descend(part, rho, spectrum, eta, decay, root_n, norm, scratch):
     """Gradient descent with weight decay on one tile.
 
     ``eta``, ``root_n`` and ``norm`` are float64 vectors (eta 0 in idle lanes, which stay as they
     are); returns ``|u/sigma|^2`` after the step.
     """
+    v, u, fitted = part.v, part.u, part.fitted
     k = rho.shape[0]
     model = load(v, 0)
     wide_kept = keep(eta, decay)
@@ -147,11 +148,12 @@ def descend(v, u, fitted, rho, spectrum, eta, decay, root_n, norm, scratch):
 
 
 @inner
-def roll(v, u, velocity_v, velocity_u, fitted, rho, problem, eta, momentum, root_n, scratch):
+def roll(part, rho, problem, eta, momentum, root_n, scratch):
     """Heavy ball with weight decay on one tile: ``P' = beta P - eta g``, ``Z' = Z + P'``.
 
     F' = F + sqrt(n_eff) (P_v'^T u' + v^T P_u'). Returns ``|u'/sigma|^2``, formed directly.
     """
+    v, u, velocity_v, velocity_u, fitted = part.v, part.u, part.velocity_v, part.velocity_u, part.fitted
     k, r = rho.shape[0], rho.shape[1]
     model = load(v, 0)
     a, rate = like(step_length(eta, root_n), model), like(eta * problem.weight_decay, model)

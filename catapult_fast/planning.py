@@ -1,0 +1,59 @@
+"""How a sweep is cut into shards and step windows, and what it will cost: nothing here changes a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+from catapult_fast.layout import member_variables
+from catapult_fast.sweep import Sweep
+
+__all__ = ["plan", "ranges", "shard_size", "steps_of_window"]
+
+# Multiply-adds a second of one core, measured on a 2-core machine with AVX-512 (bench/results);
+# they set window lengths and predictions, never results.
+RATE = 24e9
+WINDOW_SECONDS = 0.5
+_SHARD_SECONDS = 2.0
+_SHARD_BYTES = 32 << 20
+
+
+def plan(sweep: Sweep, engine: ModuleType, workers: int = 1) -> dict[str, float]:
+    """Foretell a run: members, bytes of its file, memory and seconds."""
+    members = sweep.n_members
+    records = len(sweep.record_steps) if sweep.record.every else 2
+    work = members * (sweep.steps * engine.work_per_step(sweep) + records * _record_work(sweep, engine))
+    row = _bytes_of_results(sweep)
+    block = min(engine.block_members(sweep)[0], members)
+    shard = min(shard_size(sweep, engine, members, workers), members)
+    memory = workers * (block * engine.bytes_per_member(sweep) + 3 * shard * row)
+    return {"members": members, "bytes": members * row, "memory": memory, "seconds": work / (RATE * workers)}
+
+
+def _record_work(sweep: Sweep, engine: ModuleType) -> float:
+    """A few products with C for the tangent kernel of one record."""
+    return 5.0 * float(engine.work_per_step(sweep)) if sweep.record.ntk else 0.0
+
+
+def _bytes_of_results(sweep: Sweep) -> int:
+    records = max(len(sweep.record_steps), 0)
+    return sum(v.dtype.itemsize * (records if v.kind == "trajectory" else 1) for v in member_variables(sweep))
+
+
+def shard_size(sweep: Sweep, engine: ModuleType, members: int, workers: int) -> int:
+    """Members of a shard: seconds of work, bounded memory, several shards a worker."""
+    work = max(1.0, sweep.steps * engine.work_per_step(sweep) * 1.5)
+    limits = (_SHARD_SECONDS * RATE / work, _SHARD_BYTES / _bytes_of_results(sweep), members / (4 * workers))
+    step = engine.block_members(sweep)[1]
+    return int(max(step, -(-int(min(limits)) // step) * step))
+
+
+def ranges(low: int, high: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut low .. high - 1 into pieces of ``size``."""
+    for start in range(low, high, size):
+        yield start, min(high, start + size)
+
+
+def steps_of_window(sweep: Sweep, engine: ModuleType, members: int) -> int:
+    """Updates of a step window, so that progress and signals are looked at now and then."""
+    return max(1, int(WINDOW_SECONDS * RATE / (members * engine.work_per_step(sweep))))
