@@ -26,6 +26,7 @@ from catapult_fast.kernels.linear import state as root
 from catapult_fast.kernels.linear.ending_on_cpu import Trace
 from catapult_fast.kernels.outcome import CONVERGED
 from catapult_fast.layout import NTK_TOLERANCE
+from catapult_fast.planning import RATE
 from catapult_fast.starts import Start, minibatch_order
 from catapult_fast.sweep import Sweep
 
@@ -47,7 +48,7 @@ _LARGEST_BLOCK = 65536
 # Cost model of large ranks, one core of a 2-core Zen 4 machine (bench/results): multiply-adds a second of
 # the fused kernel and of a matrix product, bytes a second of a block in main memory and of pairs, and the
 # last cache level's share of a core.
-_MULTIPLY_ADDS = 20e9
+_MULTIPLY_ADDS = 22e9
 _PRODUCT = 20e9
 _BLOCK_MEMORY = 38e9
 _PAIR_MEMORY = 19e9
@@ -285,7 +286,7 @@ class Root(Form):
         k, r = sweep.data.k, len(span.sigma)
         update = root.rows_of(k, r) * r * (3 * k + 2 * (sweep.training.momentum > 0))
         samples = (sweep.training.batch_size or 0) + (sweep.data.m if sweep.loss == "cross_entropy" else 0)
-        return float(2.5 * update + 2 * samples * k * (r + 10) + 20)
+        return float(2.5 * update + 2 * samples * k * (r + 10) + 400)
 
 
 class LaneBlocks(Form):
@@ -511,4 +512,4 @@ class SharedColumns(ColumnBlocks):
     @classmethod
     def work_per_step(cls, sweep: Sweep, span: Span) -> float:
         """Multiply-adds of one update of one member, reading the pairs counted as such."""
-        return _seconds_shared(len(span.sigma), sweep.steps) * _MULTIPLY_ADDS
+        return _seconds_shared(len(span.sigma), sweep.steps) * RATE

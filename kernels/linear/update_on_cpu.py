@@ -148,42 +148,78 @@ def descend(part, rho, spectrum, eta, decay, root_n, norm, scratch):
 
 
 @inner
+def _roll_readout(part, row, a, rate, beta, scratch):
+    """P_v' of four rows into ``scratch.moves``, a v into ``scratch.scaled``."""
+    k = scratch.pull.shape[0]
+    for c in range(k):
+        for i in range(4):
+            at = (row + i) * k + c
+            x = load(part.v, at)
+            p = fma(-rate, x, beta * load(part.velocity_v, at) - a * load(scratch.moves, 4 * c + i))
+            store(part.velocity_v, at, p)
+            store(scratch.moves, 4 * c + i, p)
+            store(scratch.scaled, 4 * c + i, a * x)
+
+
+@inner
+def _roll_four(part, row, rate, beta, problem, norm, scratch):
+    """P_u', u' and their part of the growth for four rows, v being the old one; adds to ``|u/sigma|^2``."""
+    k, r = scratch.pull.shape[0], scratch.pull.shape[1]
+    u, velocity, pull, growth, moves, scaled = (
+        part.u, part.velocity_u, scratch.pull, scratch.growth, scratch.moves, scratch.scaled
+    )  # fmt: skip
+    for j in range(r):
+        at, vat = row * r + j, row * k
+        x0, x1, x2, x3 = load(u, at), load(u, at + r), load(u, at + 2 * r), load(u, at + 3 * r)
+        p0 = fma(-rate, x0, beta * load(velocity, at))
+        p1 = fma(-rate, x1, beta * load(velocity, at + r))
+        p2 = fma(-rate, x2, beta * load(velocity, at + 2 * r))
+        p3 = fma(-rate, x3, beta * load(velocity, at + 3 * r))
+        for c in range(k):
+            g = load(pull, c * r + j)
+            p0, p1 = fma(-load(scaled, 4 * c), g, p0), fma(-load(scaled, 4 * c + 1), g, p1)
+            p2, p3 = fma(-load(scaled, 4 * c + 2), g, p2), fma(-load(scaled, 4 * c + 3), g, p3)
+        x0, x1, x2, x3 = x0 + p0, x1 + p1, x2 + p2, x3 + p3
+        store(velocity, at, p0)
+        store(velocity, at + r, p1)
+        store(velocity, at + 2 * r, p2)
+        store(velocity, at + 3 * r, p3)
+        store(u, at, x0)
+        store(u, at + r, x1)
+        store(u, at + 2 * r, x2)
+        store(u, at + 3 * r, x3)
+        for c in range(k):
+            g = fma(load(moves, 4 * c), x0, fma(load(part.v, vat + c), p0, load(growth, c * r + j)))
+            g = fma(load(moves, 4 * c + 1), x1, fma(load(part.v, vat + k + c), p1, g))
+            g = fma(load(moves, 4 * c + 2), x2, fma(load(part.v, vat + 2 * k + c), p2, g))
+            g = fma(load(moves, 4 * c + 3), x3, fma(load(part.v, vat + 3 * k + c), p3, g))
+            store(growth, c * r + j, g)
+        w0, w1, w2, w3 = widen(x0), widen(x1), widen(x2), widen(x3)
+        norm = fma(fma(w3, w3, fma(w2, w2, fma(w1, w1, w0 * w0))), problem.inverse[j], norm)
+    return norm
+
+
+@inner
 def roll(part, rho, problem, eta, momentum, root_n, scratch):
     """Heavy ball with weight decay on one tile: ``P' = beta P - eta g``, ``Z' = Z + P'``.
 
     F' = F + sqrt(n_eff) (P_v'^T u' + v^T P_u'). Returns ``|u'/sigma|^2``, formed directly.
     """
-    v, u, velocity_v, velocity_u, fitted = part.v, part.u, part.velocity_v, part.velocity_u, part.fitted
-    k, r = rho.shape[0], rho.shape[1]
-    model = load(v, 0)
+    k = rho.shape[0]
+    model = load(part.v, 0)
     a, rate = like(step_length(eta, root_n), model), like(eta * problem.weight_decay, model)
     beta, root = like(momentum, model), like(root_n, model)
     norm = fill(eta, 0.0)
     _prepare(rho, problem.spectrum, scratch)
-    for row in range(0, v.shape[0], 4):
+    for row in range(0, part.v.shape[0], 4):
         for c in range(k):
-            _dots(u, row, rho, c, scratch.moves)
-        for i in range(4):
-            at = row + i
-            for c in range(k):
-                pv = beta * load(velocity_v, at * k + c) - a * load(scratch.moves, 4 * c + i)
-                pv = fma(-rate, load(v, at * k + c), pv)
-                store(velocity_v, at * k + c, pv)
-            for j in range(r):
-                x = load(u, at * r + j)
-                pu = beta * load(velocity_u, at * r + j) - rate * x
-                for c in range(k):
-                    pu = fma(-a * load(v, at * k + c), load(scratch.pull, c * r + j), pu)
-                x = x + pu
-                store(velocity_u, at * r + j, pu)
-                store(u, at * r + j, x)
-                wide = widen(x)
-                norm = fma(wide * problem.inverse[j], wide, norm)
-                for c in range(k):
-                    g = fma(load(velocity_v, at * k + c), x, load(scratch.growth, c * r + j))
-                    store(scratch.growth, c * r + j, fma(load(v, at * k + c), pu, g))
-            for c in range(k):
-                store(v, at * k + c, load(v, at * k + c) + load(velocity_v, at * k + c))
-    for i in range(k * r):
-        store(fitted, i, fma(root, load(scratch.growth, i), load(fitted, i)))
+            _dots(part.u, row, rho, c, scratch.moves)
+        _roll_readout(part, row, a, rate, beta, scratch)
+        norm = _roll_four(part, row, rate, beta, problem, norm, scratch)
+        for c in range(k):
+            for i in range(4):
+                at = (row + i) * k + c
+                store(part.v, at, load(part.v, at) + load(scratch.moves, 4 * c + i))
+    for i in range(rho.shape[0] * rho.shape[1]):
+        store(part.fitted, i, fma(root, load(scratch.growth, i), load(part.fitted, i)))
     return norm
