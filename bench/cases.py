@@ -39,7 +39,7 @@ NEVER = Stop(None, None)
 UNREACHED = Stop(1e8, 0.0)  # armed, but no member of these cases meets it
 NOTHING = Record(every=0, ntk=False)
 CHECKED = 20  # steps after which the answers are compared
-TUNED, TUNING_ROUNDS = 100, 6  # steps and rounds by which a peer's setting is chosen
+TUNING_ROUNDS, LONG_SECONDS = 4, 0.5  # of trying a peer's settings; calls longer than that are tried once
 
 
 class Size(NamedTuple):
@@ -95,16 +95,18 @@ def _try(peer: Peer, problem: Linear | Scalar, ours: Array, steps: int) -> tuple
     errors = [_difference(prepare(peer, problem, CHECKED, **setting)(), ours) for setting in tried]
     if len(tried) == 1:
         return tried[0], errors[0]
-    calls = [prepare(peer, problem, min(steps, TUNED), **setting) for setting in tried]
+    calls = [prepare(peer, problem, steps, **setting) for setting in tried]
+    for call in calls:
+        call()  # compiles
     return tried[int(np.argmin(_shortest(calls)))], max(errors)
 
 
 def _shortest(calls: Sequence[Callable[[], Any]]) -> Array:
-    """Shortest seconds of each call, by turns; one call of those that are long."""
+    """Shortest seconds of each call, by turns."""
     taken = np.array([seconds(call) for call in calls])
     for _ in range(TUNING_ROUNDS):
         for number, call in enumerate(calls):
-            if taken[number] < 1.0:
+            if taken[number] < LONG_SECONDS:
                 taken[number] = min(taken[number], seconds(call))
     return taken
 
