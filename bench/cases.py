@@ -91,14 +91,17 @@ def _difference(theirs: Array, ours: Array) -> float:
 
 def _try(peer: Peer, problem: Linear | Scalar, ours: Array, steps: int) -> tuple[dict[str, Any], float]:
     """The fastest setting, and the largest error of any setting over the checked steps."""
-    tried = settings(peer)
-    errors = [_difference(prepare(peer, problem, CHECKED, **setting)(), ours) for setting in tried]
-    if len(tried) == 1:
-        return tried[0], errors[0]
-    calls = [prepare(peer, problem, steps, **setting) for setting in tried]
+    tried, errors, calls = settings(peer), [], []
+    for setting in tried:
+        calls.append(prepare(peer, problem, CHECKED, **setting))
+        errors.append(_difference(calls[-1](), ours))
+    taken = _shortest(calls)
+    # Few steps sort out what is far too slow; the rest is tried on all of them.
+    close = [setting for setting, seconds in zip(tried, taken, strict=True) if seconds < 2.0 * min(taken)]
+    calls = [prepare(peer, problem, steps, **setting) for setting in close]
     for call in calls:
         call()  # compiles
-    return tried[int(np.argmin(_shortest(calls)))], max(errors)
+    return close[int(np.argmin(_shortest(calls)))], max(errors)
 
 
 def _shortest(calls: Sequence[Callable[[], Any]]) -> Array:

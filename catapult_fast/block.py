@@ -115,7 +115,7 @@ class Block:
         """Turn what the engine knows at the end into the results' variables."""
         sweep, arrays = self.sweep, self.arrays
         outcome = ("status", "n_steps", "running", "last_loss", "max_loss", "max_loss_step", "late_max_loss")
-        at_start = ("initial_loss", "initial_ntk_lambda_max", "eta")
+        at_start = ("initial_loss", "initial_ntk_lambda_max", "initial_sharpness", "eta")
         known = self.engine.observe(self.state, (*outcome, *at_start), sweep.steps)
         through = known["running"]
         known["status"] = np.where(through, DONE, known["status"])
@@ -139,7 +139,7 @@ class Block:
 
     def _last_values(self, status: NDArray[Any]) -> Arrays:
         """Observables of every member at its own last step; where not finite, the last finite record."""
-        names = tuple(name for name in ("ntk_lambda_max", "test_loss") if name in self.names)
+        names = tuple(name for name in ("ntk_lambda_max", "sharpness", "test_loss") if name in self.names)
         final = {}
         for name, values in self.engine.observe(self.state, names, None).items():
             final[f"final_{name}"] = self._finite_or_recorded(name, values, status)

@@ -20,17 +20,18 @@ from catapult_fast.kernels.blocks import on_cpu as blocks_kernel
 from catapult_fast.kernels.blocks import shared_on_cpu as shared
 from catapult_fast.kernels.blocks import state as blocks
 from catapult_fast.kernels.lanczos.on_cpu import start_vector
+from catapult_fast.kernels.linear import hessian_on_cpu as hessian
 from catapult_fast.kernels.linear import on_cpu as root_kernel
 from catapult_fast.kernels.linear import record_on_cpu
 from catapult_fast.kernels.linear import state as root
 from catapult_fast.kernels.linear.ending_on_cpu import Trace
 from catapult_fast.kernels.outcome import CONVERGED
-from catapult_fast.layout import NTK_TOLERANCE
+from catapult_fast.layout import CURVATURE_TOLERANCE
 from catapult_fast.planning import RATE
 from catapult_fast.starts import Start, minibatch_order
 from catapult_fast.sweep import Sweep
 
-__all__ = ["ColumnBlocks", "Form", "LaneBlocks", "Root", "SharedColumns", "form_of", "tolerance_of"]
+__all__ = ["ColumnBlocks", "Form", "LaneBlocks", "Root", "SharedColumns", "form_of", "tolerance_of", "wants_sharpness"]
 
 LANES = simd.LANES
 NO_TRACE = Trace(simd.zeros((0, 0), np.float64), 0, 0)
@@ -79,7 +80,8 @@ def form_of(sweep: Sweep, span: Span) -> type[Form]:
     held_out = record.test or "test_accuracy" in record.also  # needs the readout itself
     wide = int(sweep.width.min()) >= len(span.sigma) + 1
     no_signal = span.sigma[0] == 0.0
-    if not plain or held_out or not wide or no_signal or sweep.data.k > 1 or sweep.loss != "mse":
+    sharp = wants_sharpness(sweep)  # so does the Hessian
+    if not plain or held_out or sharp or not wide or no_signal or sweep.data.k > 1 or sweep.loss != "mse":
         return Root
     if len(span.sigma) <= LARGEST_IN_LANES or "accuracy" in record.also:
         return LaneBlocks
@@ -88,6 +90,11 @@ def form_of(sweep: Sweep, span: Span) -> type[Form]:
     if shares and _seconds_shared(r, sweep.steps) < _seconds_fused(r):
         return SharedColumns
     return ColumnBlocks
+
+
+def wants_sharpness(sweep: Sweep) -> bool:
+    """Whether the loss Hessian is needed, along training or for the rates."""
+    return sweep.record.sharpness or sweep.axis == "c"
 
 
 def tolerance_of(sweep: Sweep, span: Span) -> float:
@@ -212,6 +219,16 @@ class Root(Form):
         self.scratch = root.scratch(k, r, dtype)
         self.batches = np.empty((0, 0, 0), np.int64)
         self.order_of_tile = np.zeros(tiles, np.int64)
+        samples = sweep.data.m if sweep.loss == "cross_entropy" else 0
+        self.curvature = hessian.allocate(tiles, k, r, samples, dtype) if wants_sharpness(sweep) else None
+
+    def sharpness(self, wanted: Array, *, thorough: bool = False) -> None:
+        """Put the loss Hessian's top eigenvalue and residual into ``value`` and ``residual`` in the wanted lanes."""
+        tools = self.curvature
+        assert tools is not None
+        if thorough:
+            tools.asked[wanted > 0.0] = 0.0
+        hessian.sharpness(self.problem, self.state, tools, wanted, self.value, self.residual, self.scratch)
 
     def _problem(self) -> root.Problem:
         sweep, span, data, training = self.sweep, self.span, self.sweep.data, self.sweep.training
@@ -220,6 +237,7 @@ class Root(Form):
         return root.Problem(
             spectrum=spectrum,
             wide_spectrum=simd.repeat(spectrum),
+            sigma=span.sigma,
             inverse=_inverse(spectrum),
             target=span.target,
             offset=span.offset,
@@ -231,7 +249,7 @@ class Root(Form):
             momentum=training.momentum,
             weight_decay=training.weight_decay,
             gradient_tolerance=tolerance_of(sweep, span),
-            ntk_tolerance=NTK_TOLERANCE[sweep.dtype],
+            curvature_tolerance=CURVATURE_TOLERANCE[sweep.dtype],
             dimension=len(spectrum),
             late=9 * sweep.steps // 10,
         )
@@ -312,7 +330,7 @@ class LaneBlocks(Form):
             offset=self.span.offset,
             cross_entropy=False,
             gradient_tolerance=tolerance_of(self.sweep, self.span),
-            ntk_tolerance=NTK_TOLERANCE[self.sweep.dtype],
+            curvature_tolerance=CURVATURE_TOLERANCE[self.sweep.dtype],
             late=9 * self.sweep.steps // 10,
         )
         fresh = self._vectors(self._pad(start_vector(r)))

@@ -10,14 +10,22 @@ from catapult_fast.kernels.outcome import STATUS_MEANINGS
 from catapult_fast.phases import PHASE_MEANINGS
 from catapult_fast.sweep import Sweep
 
-__all__ = ["NTK_TOLERANCE", "SCHEMA_NAME", "SCHEMA_VERSION", "Variable", "coordinates", "member_variables", "variables"]
+__all__ = [
+    "CURVATURE_TOLERANCE",
+    "SCHEMA_NAME",
+    "SCHEMA_VERSION",
+    "Variable",
+    "coordinates",
+    "member_variables",
+    "variables",
+]
 
 SCHEMA_NAME = "catapult_fast.sweep"
 SCHEMA_VERSION = "1.0"
 
-# Residual asked of a recorded tangent kernel's top eigenvalue, relative to it, by the sweep's precision;
-# the value's error is its square over the gap to the next eigenvalue.
-NTK_TOLERANCE = {"float64": 1e-8, "float32": 1e-7}
+# Residual asked of a recorded top eigenvalue, relative to it, by the sweep's precision; the value's error
+# is its square over the gap to the next eigenvalue.
+CURVATURE_TOLERANCE = {"float64": 1e-8, "float32": 1e-7}
 
 
 class Variable(NamedTuple):
@@ -50,6 +58,8 @@ _TRAJECTORIES = {
     "loss": "training loss",
     "ntk_lambda_max": "largest eigenvalue of the tangent kernel",
     "ntk_residual": "residual of the tangent kernel's largest eigenvalue",
+    "sharpness": "largest eigenvalue of the loss Hessian",
+    "sharpness_residual": "residual of the loss Hessian's largest eigenvalue",
     "test_loss": "test loss",
     "accuracy": "share of training samples classified right",
     "test_accuracy": "share of test samples classified right",
@@ -62,6 +72,7 @@ def recorded(sweep: Sweep) -> tuple[str, ...]:
     record = sweep.record
     names = ["loss"]
     names += ["ntk_lambda_max", "ntk_residual"] * record.ntk
+    names += ["sharpness", "sharpness_residual"] * record.sharpness
     names += ["test_loss"] * record.test
     return (*names, *(name for name in _TRAJECTORIES if name in record.also))
 
@@ -81,6 +92,8 @@ def variables(sweep: Sweep) -> tuple[Variable, ...]:
     table.append(Variable("final_loss", "member", _F8, "last finite training loss"))
     if sweep.record.ntk:
         table.append(Variable("final_ntk_lambda_max", "member", _F8, "last finite " + _TRAJECTORIES["ntk_lambda_max"]))
+    if sweep.record.sharpness:
+        table.append(Variable("final_sharpness", "member", _F8, "last finite " + _TRAJECTORIES["sharpness"]))
     if sweep.record.test:
         table.append(Variable("final_test_loss", "member", _F8, "last finite test loss"))
     return (
@@ -105,6 +118,7 @@ _COORDINATES = {
     "step": "updates applied",
     "eta": "learning rate before the schedule",
     "kappa": "learning rate in units of 1/ntk_0",
+    "c": "learning rate in units of 1/sharpness_0",
 }
 
 

@@ -40,13 +40,16 @@ Present = NDArray[np.bool_]
 
 
 class Initial(NamedTuple):
-    """A start with its tangent kernel's top eigenvalue, residual and eigenvector."""
+    """A start with the top eigenpair and residual of its tangent kernel and, if asked for, of its loss Hessian."""
 
     start: Start
     ntk: float
     residual: float
     ritz: Array
     prepared: Any
+    sharpness: float = math.nan
+    sharpness_residual: float = math.nan
+    sharp_ritz: Array | None = None
 
 
 @dataclass
@@ -62,6 +65,8 @@ class LinearState:
     initial_ntk: Array
     initial_residual: Array
     initial_loss: Array
+    initial_sharpness: Array
+    initial_sharpness_residual: Array
     trace: Trace = NO_TRACE
 
     @property
@@ -97,17 +102,24 @@ def initial_of(sweep: Sweep, width: int, seed: int) -> Initial:
             root, sweep.data.k, span.sigma, span.directions, rest,
             scale=net.sigma_w / math.sqrt(width), root_n=root_n, width=width,
         )  # fmt: skip
-    return _with_ntk(sweep, begin)
+    return _with_curvature(sweep, begin)
 
 
-def _with_ntk(sweep: Sweep, begin: Start) -> Initial:
+def _with_curvature(sweep: Sweep, begin: Start) -> Initial:
     form = form_of(sweep, span_of(sweep))(sweep, span_of(sweep), 1)
     first = np.zeros(1, np.intp)
     prepared = form.prepare(begin)
     form.place(begin, prepared, first, first)
     form.put("running", first, first, 1.0)
+    form.put("root_n", first, first, begin.root_n)
     form.ntk(form.state.running)
-    return Initial(begin, float(form.value[0, 0]), float(form.residual[0, 0]), form.ritz(0, 0), prepared)
+    initial = Initial(begin, float(form.value[0, 0]), float(form.residual[0, 0]), form.ritz(0, 0), prepared)
+    if isinstance(form, Root) and form.curvature is not None:
+        form.sharpness(form.state.running)
+        value, residual = float(form.value[0, 0]), float(form.residual[0, 0])
+        ritz = np.array(form.curvature.ritz[0, :, 0])
+        initial = initial._replace(sharpness=value, sharpness_residual=residual, sharp_ritz=ritz)
+    return initial
 
 
 def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
@@ -127,12 +139,12 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
     if isinstance(form, Root) and batch:
         form.set_batches(seeds, tile)
     block = LinearState(
-        sweep, tile, lane, form, _rest_of(sweep, form), *(np.empty(len(members)) for _ in range(4))
+        sweep, tile, lane, form, _rest_of(sweep, form), *(np.empty(len(members)) for _ in range(6))
     )  # fmt: skip
     for w, s in sorted(set(zip(i_width.tolist(), i_seed.tolist(), strict=True))):
         here = np.flatnonzero((i_width == w) & (i_seed == s))
         _fill(block, initial_of(sweep, int(sweep.width[w]), int(sweep.seeds[s])), here)
-    block.eta = rates_of(sweep, i_rate, block.initial_ntk)
+    block.eta = rates_of(sweep, i_rate, block.initial_sharpness if sweep.axis == "c" else block.initial_ntk)
     runs = ~np.isnan(block.eta)
     form.put("eta", tile, lane, np.where(runs, block.eta, 0.0))
     form.put("running", tile, lane, runs)
@@ -163,14 +175,18 @@ def _fill(block: LinearState, first: Initial, here: NDArray[np.intp]) -> None:
         norm = np.sum(begin.v**2) + begin.norm_u + begin.outside
         form.put("norm_bound", tile, lane, block.sweep.stop.diverged * norm)
     block.initial_ntk[here], block.initial_residual[here] = first.ntk, first.residual
+    block.initial_sharpness[here] = first.sharpness
+    block.initial_sharpness_residual[here] = first.sharpness_residual
+    if isinstance(form, Root) and form.curvature is not None:
+        form.curvature.ritz[tile, :, lane] = first.sharp_ritz
 
 
-def rates_of(sweep: Sweep, i_rate: NDArray[np.intp], ntk: Array) -> Array:
-    """Learning rates of members; NaN where a tangent kernel of 0 gives none."""
+def rates_of(sweep: Sweep, i_rate: NDArray[np.intp], curvature: Array) -> Array:
+    """Learning rates of members, in units of 1/curvature unless they are given as such; NaN where it is 0."""
     rates = sweep.rates[i_rate]
     if sweep.axis == "eta":
         return rates
-    return np.divide(rates, ntk, out=np.full_like(rates, np.nan), where=ntk > 0)
+    return np.divide(rates, curvature, out=np.full_like(rates, np.nan), where=curvature > 0)
 
 
 def advance(block: LinearState, t0: int, t1: int) -> bool:
@@ -258,6 +274,7 @@ def _initial_values(block: LinearState, step: int | None, present: Present) -> d
     return {
         "initial_loss": block.initial_loss,
         "initial_ntk_lambda_max": block.initial_ntk,
+        "initial_sharpness": block.initial_sharpness,
         "eta": block.eta,
     }
 
@@ -273,6 +290,16 @@ def _ntk(block: LinearState, step: int | None, present: Present) -> dict[str, ND
     form = block.form
     form.ntk(wanted, thorough=step is None)
     found = {"ntk_lambda_max": form.value, "ntk_residual": form.residual}
+    return {name: _of_members(block, lanes, present) for name, lanes in found.items()}
+
+
+def _sharpness(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
+    if step == 0:
+        return {"sharpness": block.initial_sharpness, "sharpness_residual": block.initial_sharpness_residual}
+    form = block.form
+    assert isinstance(form, Root)
+    form.sharpness(np.ascontiguousarray(present, np.float64), thorough=step is None)
+    found = {"sharpness": form.value, "sharpness_residual": form.residual}
     return {name: _of_members(block, lanes, present) for name, lanes in found.items()}
 
 
@@ -327,9 +354,10 @@ def _test_accuracy(block: LinearState, step: int | None, present: Present) -> di
 
 _OBSERVERS: dict[tuple[str, ...], Any] = {
     ("status", "n_steps", "running", "last_loss", "max_loss", "max_loss_step", "late_max_loss"): _outcome,
-    ("initial_loss", "initial_ntk_lambda_max", "eta"): _initial_values,
+    ("initial_loss", "initial_ntk_lambda_max", "initial_sharpness", "eta"): _initial_values,
     ("loss",): _loss,
     ("ntk_lambda_max", "ntk_residual"): _ntk,
+    ("sharpness", "sharpness_residual"): _sharpness,
     ("weight_norm",): _weight_norm,
     ("test_loss",): _test_loss,
     ("accuracy",): _accuracy,

@@ -61,7 +61,7 @@ class Results:
 
     @property
     def axis(self) -> str:
-        """Name of the rate axis: eta or kappa."""
+        """Name of the rate axis: eta, kappa or c."""
         return self.dims["status"][-1]
 
     @property
@@ -93,6 +93,8 @@ class Results:
     @property
     def c(self) -> NDArray[np.float64]:
         """Learning rates in units of ``1/sharpness_0``, in the members' shape; NaN where it is not known."""
+        if self.axis == "c":
+            return np.broadcast_to(self.rates, self.status.shape)
         return self.eta * self.initial_sharpness[..., None]  # type: ignore[no-any-return]
 
     def _array(self, name: str) -> NDArray[Any]:

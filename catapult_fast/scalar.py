@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catapult_fast.forms import tolerance_of
+from catapult_fast.forms import tolerance_of, wants_sharpness
 from catapult_fast.kernels.one_sample import on_cpu
 from catapult_fast.kernels.outcome import CONVERGED, NO_RATE, NOT_FINITE, NOT_RUN
 from catapult_fast.linear import initial_of, rates_of, span_of
 from catapult_fast.sweep import Sweep
+from catapult_fast.theory import hessian_top
 
 __all__ = ["advance", "block_members", "bytes_per_member", "observe", "start", "traces", "work_per_step"]
 
@@ -43,6 +44,7 @@ class ScalarState:
     initial_loss: Array
     initial_ntk: Array
     initial_residual: Array
+    initial_sharpness: Array
 
 
 def start(sweep: Sweep, members: NDArray[np.int64]) -> ScalarState:
@@ -55,9 +57,10 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> ScalarState:
         first = initial_of(sweep, int(sweep.width[w]), int(sweep.seeds[s]))
         f0[here], ntk[here], residual[here] = first.start.fitted[0, 0], first.ntk, first.residual
         n_eff[here], outside[here] = (first.start.root_n / span.sigma[0]) ** 2, first.start.outside
-    rates = rates_of(sweep, i_rate, ntk)
-    eta = np.nan_to_num(rates)
     target = np.full(size, span.target[0, 0])
+    sharpness = hessian_top(f0, ntk, n_eff, target) if wants_sharpness(sweep) else np.full(size, np.nan)
+    rates = rates_of(sweep, i_rate, sharpness if sweep.axis == "c" else ntk)
+    eta = np.nan_to_num(rates)
     still = (eta * ntk < _STILL) & (eta * np.abs(f0 - target) / np.sqrt(n_eff) < _STILL)
     tolerance = tolerance_of(sweep, span) / span.sigma[0]
     w_tol = np.where(still | (tolerance < 0), -1.0, eta * tolerance / np.sqrt(n_eff))
@@ -72,7 +75,7 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> ScalarState:
     state.status[np.isnan(rates)] = NO_RATE
     return ScalarState(
         state, limits, target, eta, n_eff, span.offset, late_from, still, rates, (f0 - target) ** 2 / 2 + span.offset,
-        ntk, residual,
+        ntk, residual, sharpness,
     )  # fmt: skip
 
 
@@ -90,7 +93,7 @@ def traces(sweep: Sweep) -> bool:
 def observe(block: ScalarState, names: Sequence[str], step: int | None) -> dict[str, NDArray[Any]]:
     """Return observables of the members, (B,) each; see `catapult_fast.linear.observe`."""
     known: dict[str, NDArray[Any]] = {}
-    if set(names) & {"loss", "ntk_lambda_max", "ntk_residual"}:
+    if set(names) & {"loss", "ntk_lambda_max", "ntk_residual", "sharpness", "sharpness_residual"}:
         known |= _observables(block, step)
     if not set(names) <= set(known):
         known |= _outcome(block)
@@ -102,14 +105,27 @@ def _observables(block: ScalarState, step: int | None) -> dict[str, NDArray[Any]
     on_cpu.observe_members(block.state, block.target, block.eta, block.n_eff, f, lam, loss, sharpness)
     lam = np.where(block.still, block.initial_ntk, lam)
     loss = np.where(block.still, block.initial_loss, loss + block.offset)
+    sharpness = np.where(block.still, block.initial_sharpness, sharpness)
+    eps = np.finfo(np.float64).eps  # closed forms: rounding only
     if step == 0:
-        return {"loss": block.initial_loss, "ntk_lambda_max": block.initial_ntk, "ntk_residual": block.initial_residual}
+        return {
+            "loss": block.initial_loss,
+            "ntk_lambda_max": block.initial_ntk,
+            "ntk_residual": block.initial_residual,
+            "sharpness": block.initial_sharpness,
+            "sharpness_residual": eps * block.initial_sharpness,
+        }
     status, n_steps = block.state.status, block.state.n_steps
     gone = status == NO_RATE
     if step is not None:
         gone |= (status != NOT_RUN) & (n_steps < step) | (status == NOT_FINITE) & (n_steps <= step)
-    residual = np.finfo(np.float64).eps * lam  # a closed form: rounding only
-    values = {"loss": loss, "ntk_lambda_max": lam, "ntk_residual": residual}
+    values = {
+        "loss": loss,
+        "ntk_lambda_max": lam,
+        "ntk_residual": eps * lam,
+        "sharpness": sharpness,
+        "sharpness_residual": eps * sharpness,
+    }
     return {name: np.where(gone, np.nan, array) for name, array in values.items()}
 
 
@@ -139,6 +155,7 @@ def _outcome(block: ScalarState) -> dict[str, NDArray[Any]]:
         "late_max_loss": np.where(missing, np.nan, _loss_of(block, state.late_peak)),
         "initial_loss": block.initial_loss,
         "initial_ntk_lambda_max": block.initial_ntk,
+        "initial_sharpness": block.initial_sharpness,
         "eta": block.rates,
     }
 

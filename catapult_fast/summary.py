@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catapult_fast.layout import NTK_TOLERANCE
+from catapult_fast.layout import CURVATURE_TOLERANCE
 from catapult_fast.phases import PHASE_MEANINGS
 from catapult_fast.results import Results, open_results
 from catapult_fast.sweep import Sweep
@@ -79,12 +79,14 @@ def _provenance(results: Results) -> dict[str, Any]:
 
 def missed(results: Results) -> int:
     """Number of recorded eigenvalues whose residual is above the tolerance."""
-    if "ntk_residual" not in results.dims:
-        return 0
-    tolerance = NTK_TOLERANCE[results.ntk_residual.dtype.name]
-    # Rounding of a residual recorded in the sweep's precision must not count.
-    bound = tolerance * results.ntk_lambda_max * (1.0 + 1e-6)
-    return int(np.sum(results.ntk_residual > bound))
+    count = 0
+    for value, residual in (("ntk_lambda_max", "ntk_residual"), ("sharpness", "sharpness_residual")):
+        if residual in results.dims:
+            errors = getattr(results, residual)
+            # Rounding of a residual recorded in the sweep's precision must not count.
+            bound = CURVATURE_TOLERANCE[errors.dtype.name] * np.abs(getattr(results, value)) * (1.0 + 1e-6)
+            count += int(np.sum(errors > bound))
+    return count
 
 
 def progress_of(path: Path, as_json: bool) -> Answer:

@@ -62,8 +62,6 @@ class Record:
         if isinstance(self.also, str) or not isinstance(self.also, Iterable):
             raise TypeError(f"also must be a tuple of names, got {self.also!r} of type {type(self.also).__name__}")
         object.__setattr__(self, "also", tuple(choice("also", name, ALSO) for name in self.also))
-        if self.sharpness:
-            raise ConfigError("sharpness = True: the loss Hessian is not built yet; record the tangent kernel (ntk)")
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Sweep:
     net : TwoLayerLinear
     eta, kappa, c : (R,) array_like
         Exactly one: learning rates, or learning rates in units of ``1/ntk_0`` or ``1/sharpness_0`` of each
-        start. Finite, at least 0, kept in order, duplicates allowed. (``c`` is not built yet.)
+        start. Finite, at least 0, kept in order, duplicates allowed.
     width : int or (N,) array_like of int, optional
         Widths that replace the network's own.
     depth : optional
@@ -172,11 +170,10 @@ class Sweep:
         if len(given) != 1:
             what = "none is" if not given else f"{' and '.join(given)} are"
             raise ConfigError(f"exactly one of eta, kappa and c must be given, but {what}")
-        if given == ["c"]:
-            raise ConfigError("c needs the loss Hessian, which is not built yet; use kappa or eta")
         self._set(given[0], _rates(given[0], getattr(self, given[0])))
-        if given == ["kappa"] and not self.data.X.any():
-            raise DataError("kappa needs a tangent kernel, but all inputs are zero; use eta")
+        if given != ["eta"] and not self.data.X.any():
+            what = "a tangent kernel" if given == ["kappa"] else "a loss Hessian"
+            raise DataError(f"{given[0]} needs {what}, but all inputs are zero; use eta")
 
     def _check_starts(self) -> None:
         if self.depth is not None:
@@ -224,8 +221,8 @@ class Sweep:
 
     @property
     def axis(self) -> str:
-        """Name of the rate axis: eta or kappa."""
-        return "eta" if self.eta is not None else "kappa"
+        """Name of the rate axis: eta, kappa or c."""
+        return next(name for name in RATES if getattr(self, name) is not None)
 
     @property
     def rates(self) -> NDArray[np.float64]:

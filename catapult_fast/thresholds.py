@@ -75,7 +75,10 @@ def thresholds(
     -------
     dict of Threshold
         ``eta_crit`` (2/ntk_0; NaN under cross-entropy), ``eta_max`` and ``kappa_max`` (last rate below
-        the first divergent one). The ``c_*`` constants need the sharpness and are not there without it.
+        the first divergent one). With ``record.sharpness`` or rates in c also ``c_max``, the last rate below
+        the first divergent one or, given ``loss_bound``, the first whose loss leaves it within the window;
+        with a record at every step ``c_loss`` and ``c_sharp``, the first rate whose loss or sharpness rises
+        above its start within the window (arXiv 2302.12250). Those that cannot be computed are not there.
 
     Raises
     ------
@@ -96,7 +99,38 @@ def thresholds(
     divergent = np.isin(results.status, (OVER_BOUND, NOT_FINITE))
     for name, rates, unit in (("eta_max", results.eta, "eta"), ("kappa_max", results.kappa, "1/ntk_0")):
         found[name] = _over_seeds(_last_before(rates, divergent), confidence, unit)
+    if np.isfinite(results.initial_sharpness).any():
+        brackets = _constants(results, window, loss_bound, sharp_eps, divergent)
+        found |= {name: _over_seeds(bracket, confidence, "1/sharpness_0") for name, bracket in brackets.items()}
     return found
+
+
+def _constants(
+    results: Results, window: int, loss_bound: float | None, sharp_eps: float, divergent: NDArray[np.bool_]
+) -> dict[str, tuple[Array, Array, Array]]:
+    """Brackets of the ``c_*`` constants that can be computed."""
+    every_step = "step" in results.dims and np.array_equal(results.step[:2], [0, 1])
+    found = {}
+    if every_step:
+        early = slice(1, window + 1)
+        gone = divergent & (results.n_steps <= window)  # its last losses may be NaN
+        found["c_loss"] = _first_at(results.c, _rises(results.loss, early, 0.0) | gone)
+        if "sharpness" in results.dims:
+            found["c_sharp"] = _first_at(results.c, _rises(results.sharpness, early, sharp_eps))
+        if loss_bound is not None:
+            losses, steps = results.loss[..., early], results.step[early]
+            reached = steps <= results.n_steps[..., None]
+            divergent = np.any(reached & ~(losses < loss_bound), axis=-1, keepdims=True)[..., 0]
+    if loss_bound is None or every_step:
+        found["c_max"] = _last_before(results.c, divergent)
+    return found
+
+
+def _rises(values: Array, early: slice, share: float) -> NDArray[np.bool_]:
+    """Whether a record in the window is above the first one, by more than rounding."""
+    rounding = 64 * np.finfo(values.dtype).eps
+    rises: NDArray[np.bool_] = (values[..., early] > values[..., :1] * (1.0 + share + rounding)).any(axis=-1)
+    return rises
 
 
 def _loss_name(results: Results) -> str:
@@ -112,6 +146,12 @@ def _last_before(rates: Array, crossed: NDArray[np.bool_]) -> tuple[Array, Array
     lower = np.where(below.any(axis=-1), lower, 0.0)
     found = np.isfinite(upper) & below.any(axis=-1)
     return np.where(found, lower, np.nan), lower, upper
+
+
+def _first_at(rates: Array, crossed: NDArray[np.bool_]) -> tuple[Array, Array, Array]:
+    """First crossed rate, and the bracket."""
+    _, lower, upper = _last_before(rates, crossed)
+    return np.where(np.isfinite(upper), upper, np.nan), lower, upper
 
 
 def _over_seeds(bracket: tuple[Array, Array, Array], confidence: float, unit: str) -> Threshold:

@@ -50,6 +50,8 @@ SWEEPS = {
     "schedule": sweep_of(data_of(1, 3), training=cf.GradientDescent(schedule=np.linspace(0.2, 1.4, 60))),
     "minibatches": sweep_of(data_of(5, 3), training=cf.GradientDescent(batch_size=2)),
     "cross-entropy": sweep_of(data_of(6, 3, 3, one_hot=True), loss="cross_entropy"),
+    "sharpness": sweep_of(data_of(5, 3, 2), kappa=None, c=KAPPAS, record=cf.Record(every=7, sharpness=True)),
+    "one sample, sharpness": sweep_of(data_of(1, 3), record=cf.Record(every=7, sharpness=True)),
     "single precision": sweep_of(data_of(5, 3), dtype="float32"),
     "one sample, single precision": sweep_of(data_of(1, 3), dtype="float32"),
     "test data": sweep_of(
@@ -109,7 +111,7 @@ def test_the_cases_are_worth_their_name(reference):
         assert NOT_FINITE in reference[name].status
     for name, sweep in SWEEPS.items():
         scalar = engines.select(sweep)[1].__name__ == "catapult_fast.scalar"
-        assert scalar == (name in ("one sample", "one sample, single precision", "one sample without stops"))
+        assert scalar == (name.startswith("one sample"))
 
 
 # --- equal bits --------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ def test_bits_do_not_depend_on_other_rates(reference, name):
     orders = [np.arange(n)[::-1], np.r_[np.arange(n), np.arange(n)], np.roll(np.arange(n), 5), np.arange(1, n)]
     for order in [*orders, [n - 1], [1, n - 1, 1], np.arange(0, n, 2)]:
         axes = {"width": None, "seeds": 1} if sweep.weights is not None else {}
-        results = run(dataclasses.replace(sweep, kappa=sweep.rates[order], **axes))
+        results = run(dataclasses.replace(sweep, **{sweep.axis: sweep.rates[order]}, **axes))
         for variable, values in variables(results).items():
             expected = getattr(reference[name], variable)[:, :, order]
             assert values.tobytes() == np.ascontiguousarray(expected).tobytes(), variable
@@ -484,15 +486,15 @@ def test_what_is_not_asked_for_is_not_there():
 def test_axes_and_types(reference):
     for name, results in reference.items():
         sweep = SWEEPS[name]
-        lengths = dict(zip(("width", "seed", "kappa"), sweep.shape, strict=True)) | {"step": len(sweep.record_steps)}
+        lengths = dict(zip(sweep.dims, sweep.shape, strict=True)) | {"step": len(sweep.record_steps)}
         for variable, dims in results.dims.items():
             if variable != results.axis:
                 assert getattr(results, variable).shape == tuple(lengths[d] for d in dims), variable
-        assert_array_equal(results.rates, sweep.kappa)
+        assert_array_equal(results.rates, sweep.rates)
         assert results.kappa.shape == sweep.shape
-        assert results.dims["loss"] == ("width", "seed", "kappa", "step")
+        assert results.dims["loss"] == ("width", "seed", sweep.axis, "step")
         assert results.dims["initial_loss"] == ("width", "seed")
-        assert results.dims["eta"] == ("width", "seed", "kappa")
+        assert results.dims["eta"] == ("width", "seed", sweep.axis)
         kinds = {"loss": sweep.dtype, "final_loss": "float64", "eta": "float64"}
         kinds |= {"status": "int8", "phase": "int8", "n_steps": "int64", "max_loss_step": "int64", "width": "int64"}
         for variable, dtype in kinds.items():

@@ -1,5 +1,6 @@
 """Critical learning rates: brackets on made-up results, and bisection against closed forms."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -82,6 +83,78 @@ def test_units():
 
 def test_what_needs_the_sharpness_is_absent():
     assert not [name for name in made_up([OK, BAD], [1.0, 2.0]).thresholds() if name.startswith("c_")]
+
+
+def recorded(loss, sharpness, *, status=None, n_steps=None, every=1):
+    """Results along c = 1, 2, .. of one start whose records are given, (rates, steps + 1)."""
+    loss, sharpness = np.asarray(loss, float), np.asarray(sharpness, float)
+    rates, steps = len(loss), loss.shape[1] - 1
+    sweep = cf.Sweep(
+        cf.Dataset(X, X[:, 0]), cf.TwoLayerLinear(), c=np.arange(1.0, rates + 1), steps=steps * every,
+        record=cf.Record(every=every, ntk=False, sharpness=True),
+    )  # fmt: skip
+    arrays = missing_arrays(sweep)
+    arrays["loss"][0, 0], arrays["sharpness"][0, 0] = loss, sharpness
+    arrays["status"][...] = OK if status is None else status
+    arrays["n_steps"][...] = steps * every if n_steps is None else n_steps
+    arrays["initial_sharpness"][...] = sharpness[0, 0]
+    return Results.of_arrays(sweep, attributes(sweep, "cpu", {}), arrays)
+
+
+FALLS, RISES, LATE = [1.0, 0.9, 0.8, 0.7], [1.0, 1.2, 0.8, 0.7], [1.0, 0.9, 0.8, 1.2]
+
+
+def test_constants_look_at_the_window():
+    results = recorded([FALLS, LATE, RISES], [RISES, FALLS, LATE])
+    found = results.thresholds(window=2)
+    assert (found["c_loss"].values, found["c_loss"].lower, found["c_loss"].upper) == (3.0, 2.0, 3.0)
+    assert found["c_sharp"].values == 1.0
+    assert results.thresholds()["c_loss"].values == 2.0
+    assert np.isnan(results.thresholds(sharp_eps=0.3)["c_sharp"].values)
+    assert {found[name].unit for name in ("c_loss", "c_sharp", "c_max")} == {"1/sharpness_0"}
+
+
+def test_rounding_is_no_rise():
+    almost = [2.0, np.nextafter(2.0, 3.0), 2.0, 2.0]
+    found = recorded([almost, RISES], [almost, FALLS]).thresholds()
+    assert found["c_loss"].values == 2.0
+    assert np.isnan(found["c_sharp"].values)
+
+
+def test_a_loss_bound_and_the_status_are_two_rules():
+    losses = [FALLS, [1.0, 50.0, 0.5, 0.1], [1.0, NAN, NAN, NAN]]
+    results = recorded(losses, [FALLS] * 3, status=[OK, OK, BAD], n_steps=[3, 3, 1])
+    assert results.thresholds()["c_max"].values == 2.0
+    assert results.thresholds(loss_bound=10.0)["c_max"].values == 1.0
+    assert results.thresholds()["c_loss"].values == 2.0
+    # A converged member has no losses behind its last step; that is no divergence.
+    early = recorded([FALLS, [1.0, 0.0, NAN, NAN]], [FALLS] * 2, status=[OK, CONVERGED], n_steps=[3, 1])
+    assert np.isnan(early.thresholds(loss_bound=10.0)["c_max"].values)
+
+
+def test_without_every_step_only_the_status_speaks():
+    results = recorded([FALLS, RISES], [FALLS, RISES], every=2, status=[OK, BAD])
+    assert {name for name in results.thresholds() if name.startswith("c_")} == {"c_max"}
+    assert not [name for name in results.thresholds(loss_bound=9.0) if name.startswith("c_")]
+
+
+def test_constants_of_the_one_sample_map():
+    """Closed forms: the loss rises first at c_loss(q), the sharpness of a wide network at 5/2; c_max(q) is the end."""
+    data, grid = cf.load_dataset("one-sample", dim=2, n_train=1), np.arange(1.5, 6.5, 0.02)
+    sweep = cf.Sweep(
+        data, cf.TwoLayerLinear(), c=grid, width=[4, 64, 10**6, 10**12], seeds=6, steps=10,
+        record=cf.Record(sharpness=True), stop=cf.Stop(1e8, None),
+    )  # fmt: skip
+    results = cf.run(sweep, progress=False)
+    q = 2 * results.initial_loss / (sweep.width[:, None] * results.initial_ntk_lambda_max**2)
+    found, clear = results.thresholds(), q < 0.12
+    assert clear.sum() > 18
+    assert np.all(np.abs(found["c_loss"].values - theory.c_loss(q) - 0.01)[clear] <= 0.0101)
+    assert_allclose(found["c_sharp"].values[1:], 2.5, atol=0.2)
+    assert_allclose(found["c_sharp"].mean[2:], 2.51, atol=0.011)
+    long = cf.run(dataclasses.replace(sweep, steps=400, record=cf.Record(every=0, sharpness=True)), progress=False)
+    limit = long.thresholds()["c_max"]
+    assert np.all(np.abs(limit.values - theory.c_max(q) + 0.01) <= 0.0301)
 
 
 def test_every_start_has_its_own_scale():

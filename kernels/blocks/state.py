@@ -22,7 +22,7 @@ class Problem(NamedTuple):
     offset: float
     cross_entropy: bool  # False; read by the shared rules
     gradient_tolerance: float
-    ntk_tolerance: float
+    curvature_tolerance: float
     late: int
 
 

@@ -41,9 +41,9 @@ class Workspace(NamedTuple):
     running: np.ndarray  # (8,) 1.0 where the lane still iterates
 
 
-def workspace(dimension: int, vectors: int) -> Workspace:
+def workspace(dimension: int, vectors: int, basis: int = MAX_BASIS) -> Workspace:
     """Allocate the scratch for operators of a dimension, held in so many SIMD vectors."""
-    m = min(dimension, MAX_BASIS)
+    m = min(dimension, basis)
     small = [simd.zeros((m,), np.float64) for _ in range(6)]
     basis, product = simd.zeros((m + 1, vectors), np.float64), simd.zeros((vectors,), np.float64)
     return Workspace(basis, product, *small, simd.zeros((1,), np.float64))

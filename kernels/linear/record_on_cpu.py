@@ -10,7 +10,7 @@ from catapult_fast.kernels.lanczos.on_cpu import FRESH, top
 from catapult_fast.kernels.linear.ending_on_cpu import squared_norm
 from catapult_fast.kernels.simd import any_lane, fill, load, select, store
 
-# Of so many tangent kernels of a member one looks for a crossed eigenvector. The others start from the
+# Of so many eigenvalues of a member one looks for a crossed eigenvector. The others start from the
 # last vector alone: a kernel that stands still has nothing to cross, and one that moves mixes all directions.
 THOROUGH_EVERY = 8
 
@@ -26,18 +26,18 @@ def readout_of(problem, state, tile, active, scratch):
 
 
 @inner
-def _share_of_fresh(state, tile):
+def share_of_fresh(asked, tile):
     """Share of the fixed vector in the next warm start of each lane."""
-    asked = load(state.asked, tile)
-    return select(asked == 0.0, fill(asked, FRESH), 0.0)
+    number = load(asked, tile)
+    return select(number == 0.0, fill(number, FRESH), 0.0)
 
 
 @inner
-def _count(state, tile, active):
-    """Count the tangent kernels asked for, round after round."""
-    asked = load(state.asked, tile) + 1.0
-    asked = select(asked < float(THOROUGH_EVERY), asked, 0.0)
-    store(state.asked, tile, select(active, asked, load(state.asked, tile)))
+def count(asked, tile, active):
+    """Count the eigenvalues asked for, round after round."""
+    number = load(asked, tile) + 1.0
+    number = select(number < float(THOROUGH_EVERY), number, 0.0)
+    store(asked, tile, select(active, number, load(asked, tile)))
 
 
 @jit()
@@ -49,10 +49,10 @@ def ntk(problem, state, wanted, value, residual, scratch):
             mu = readout_of(problem, state, tile, active, scratch)
             top(
                 operator_of(problem, state, tile), mu, problem.dimension, scratch.fresh, active,
-                problem.ntk_tolerance, _share_of_fresh(state, tile), scratch.lanczos, value[tile : tile + 1],
+                problem.curvature_tolerance, share_of_fresh(state.asked, tile), scratch.lanczos, value[tile : tile + 1],
                 residual[tile : tile + 1], state.ritz[tile],
             )  # fmt: skip
-            _count(state, tile, load(active, 0) > 0.0)
+            count(state.asked, tile, load(active, 0) > 0.0)
 
 
 @jit()

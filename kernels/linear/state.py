@@ -22,6 +22,7 @@ class Problem(NamedTuple):
 
     spectrum: np.ndarray  # (r,) sigma^2
     wide_spectrum: np.ndarray  # (r, 8) the same in every lane
+    sigma: np.ndarray  # (r,)
     inverse: np.ndarray  # (r,) 1/sigma^2, 0 where sigma is 0
     target: np.ndarray  # (k, r) Y^T Phi/sqrt(m)
     offset: float  # loss of the part of Y outside the span
@@ -33,7 +34,7 @@ class Problem(NamedTuple):
     momentum: float
     weight_decay: float
     gradient_tolerance: float  # of |dL/dW|; negative: never converged
-    ntk_tolerance: float  # residual of the tangent kernel's top eigenvalue, relative to it
+    curvature_tolerance: float  # residual of a top eigenvalue, relative to it
     dimension: int  # r
     late: int  # late steps are t > late
 
