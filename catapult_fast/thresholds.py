@@ -120,7 +120,7 @@ def _constants(
         if loss_bound is not None:
             losses, steps = results.loss[..., early], results.step[early]
             reached = steps <= results.n_steps[..., None]
-            divergent = np.any(reached & ~(losses < loss_bound), axis=-1, keepdims=True)[..., 0]
+            divergent = np.array((reached & ~(losses < loss_bound)).any(axis=-1), bool)
     if loss_bound is None or every_step:
         found["c_max"] = _last_before(results.c, divergent)
     return found
@@ -129,8 +129,8 @@ def _constants(
 def _rises(values: Array, early: slice, share: float) -> NDArray[np.bool_]:
     """Whether a record in the window is above the first one, by more than rounding."""
     rounding = 64 * np.finfo(values.dtype).eps
-    rises: NDArray[np.bool_] = (values[..., early] > values[..., :1] * (1.0 + share + rounding)).any(axis=-1)
-    return rises
+    higher = values[..., early] > values[..., :1] * (1.0 + share + rounding)
+    return np.array(higher.any(axis=-1), bool)
 
 
 def _loss_name(results: Results) -> str:
