@@ -49,6 +49,7 @@ setup(
         "catapult_fast.datasets",
         "catapult_fast.kernels",
         "catapult_fast.kernels.blocks",
+        "catapult_fast.kernels.dense",
         "catapult_fast.kernels.lanczos",
         "catapult_fast.kernels.linear",
         "catapult_fast.kernels.one_sample",

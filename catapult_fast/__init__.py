@@ -23,6 +23,7 @@ _HOME = {
     "run": ("run",),
     "results": ("Results", "open_results"),
     "one_sample": ("OneSample", "one_sample"),
+    "spectrum": ("EigenResult", "top_eig"),
     "thresholds": ("CriticalEta", "Threshold", "critical_eta"),
     "errors": (
         "BackendUnavailable",
@@ -58,6 +59,7 @@ if _TYPE_CHECKING:
     from catapult_fast.one_sample import OneSample, one_sample
     from catapult_fast.results import Results, open_results
     from catapult_fast.run import run
+    from catapult_fast.spectrum import EigenResult, top_eig
     from catapult_fast.sweep import Record, Stop, Sweep
     from catapult_fast.thresholds import CriticalEta, Threshold, critical_eta
     from catapult_fast.training import GradientDescent

@@ -14,9 +14,9 @@ HEAVY = ("numba", "scipy", "matplotlib", "xarray", "h5py", "pydantic", "tqdm", "
 
 PUBLIC = {
     "BackendUnavailable", "CatapultError", "ConfigError", "CorruptFileError", "CriticalEta", "DataError", "Dataset",
-    "DeviceError", "GradientDescent", "OneSample", "Record", "Results", "Stop", "StorageError", "Sweep",
+    "DeviceError", "EigenResult", "GradientDescent", "OneSample", "Record", "Results", "Stop", "StorageError", "Sweep",
     "SweepMismatch", "TargetLocked", "Threshold", "TwoLayerLinear", "critical_eta", "load_dataset", "one_sample",
-    "open_results", "plot", "run", "theory",
+    "open_results", "plot", "run", "theory", "top_eig",
 }  # fmt: skip
 
 

@@ -1,0 +1,35 @@
+"""How far rounding can put a computed number from the exact one: the constants behind every proof.
+
+The unit roundoff is u = 2^-53 (float64, to nearest, fused operations included); a sum in which no
+term passes more than h roundings has a relative error of at most ``h u/(1 - h u)`` of the sum of
+magnitudes (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Matrices are
+scaled to entries of at most 1, so that products that underflow stay far below ``TINY``.
+"""
+
+from __future__ import annotations
+
+from catapult_fast.kernels.compile import body
+
+UNIT = 2.0**-53
+TINY = 1e-280  # above anything that underflow can hide in n^2 products of scaled entries
+_SLACK = 1.01  # for h u/(1 - h u), and for the few roundings of the bound itself
+
+
+@body
+def quotient_error(height, frobenius, theta_size):
+    """Bound of |computed - exact| of a Rayleigh quotient.
+
+    Product with the matrix, two scalar products and the division: derived from the model above,
+    ``|fl(Av) - Av| <= h u |A|_F |v|``; every sum has at most ``height`` roundings along any path.
+    """
+    return _SLACK * UNIT * (2.0 * height * frobenius + (2.0 * height + 2.0) * theta_size) + TINY
+
+
+@body
+def factor_error(height, trace):
+    """Bound of ``|R^T R - M|_2`` of a Cholesky factorization of M that ran to its end.
+
+    ``|R^T R - M| <= h u |R|^T |R|`` entry by entry, and ``| |R|^T |R| |_2 <= |R|_F^2``, which is
+    the trace of M but for the same factor (Higham 2002, theorem 10.3 and its proof).
+    """
+    return _SLACK * UNIT * height * trace + TINY
