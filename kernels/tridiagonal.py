@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from catapult_fast.kernels.compile import inner
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import any_lane, fill, load, magnitude, select, sqrt, store
 
 _EPS = np.finfo(np.float64).eps
@@ -36,6 +37,7 @@ def _laguerre_step(alpha, beta, size, x, pivots):
     squares = slope * slope - second * inverse
     store(pivots, 0, select(pivot > floor, pivot, floor))
     for i in range(1, size):
+        rolled()
         b = load(beta, i - 1)
         t = b * b * inverse
         second = t * (second * inverse - 2.0 * slope * slope)
@@ -64,6 +66,7 @@ def largest(alpha, beta, size, above, pivots):
         store(pivots, 0, magnitude(x) * 1e-18 + 1e-300)
         return x
     for _ in range(_MAX_ITERATIONS):
+        rolled()
         step = _laguerre_step(alpha, beta, size, x, pivots)
         going = step > 2.0 * _EPS * magnitude(x)  # false for NaN
         x = select(going, x - step, x)
@@ -83,6 +86,7 @@ def _twist(alpha, beta, size, x, pivots, backward):
     p = x - load(alpha, size - 1)
     place, least = fill(x, size - 1.0), magnitude(load(pivots, size - 1))
     for i in range(size - 1, -1, -1):
+        rolled()
         if i < size - 1:
             b = load(beta, i)
             p = x - load(alpha, i) - b * b / p
@@ -101,6 +105,7 @@ def eigenvector(alpha, beta, size, x, pivots, backward, weights):
     place = _twist(alpha, beta, size, x, pivots, backward)
     s = total = fill(x, 0.0)
     for i in range(size - 1, -1, -1):
+        rolled()
         if i < size - 1:
             s = load(beta, i) * s / load(pivots, i)
         s = select(place == float(i), 1.0, s)
@@ -108,6 +113,7 @@ def eigenvector(alpha, beta, size, x, pivots, backward, weights):
         total = total + s * s
     s = fill(x, 0.0)
     for i in range(1, size):
+        rolled()
         before = select(place == i - 1.0, 1.0, s)
         s = load(beta, i - 1) * before / load(backward, i)
         s = select(place < float(i), s, 0.0)
@@ -115,6 +121,7 @@ def eigenvector(alpha, beta, size, x, pivots, backward, weights):
         store(weights, i, load(weights, i) + s)
     scale = 1.0 / sqrt(total)
     for i in range(size):
+        rolled()
         store(weights, i, load(weights, i) * scale)
 
 
@@ -125,6 +132,7 @@ def squared_residual(alpha, beta, size, x, weights):
     before = fill(x, 0.0)
     s = load(weights, 0)
     for i in range(size):
+        rolled()
         after = load(weights, i + 1) if i + 1 < size else fill(x, 0.0)
         gap = (load(alpha, i) - x) * s
         if i > 0:

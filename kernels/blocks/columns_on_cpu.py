@@ -12,6 +12,7 @@ from catapult_fast.kernels.blocks.layout import add_lanes, turn
 from catapult_fast.kernels.blocks.state import ColumnPacked, ColumnProblem
 from catapult_fast.kernels.compile import inner, method
 from catapult_fast.kernels.lanczos.on_cpu import across, multiply
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import fill, fma, load, put, spread, store, total, widen
 
 ROWS = 8
@@ -42,6 +43,7 @@ def _turn_group(packed, at, block, lane, p, g, rho, y):
     r0, r1, r2, r3 = spread(ri, lane), spread(ri, lane + 1), spread(ri, lane + 2), spread(ri, lane + 3)
     y0 = y1 = y2 = y3 = fill(pi, 0.0)
     for j in range(block, y.shape[0]):
+        rolled()
         pj, gj, rj = load(p, j), load(g, j), load(rho, j)
         c0 = fma(g0, pj, fma(p0, gj, load(packed, at)))
         c1 = fma(g1, pj, fma(p1, gj, load(packed, at + 1)))
@@ -70,6 +72,7 @@ def turn_packed(problem, packed, p, g, rho, y):
     """``C += p g^T + g p^T`` and ``y = C rho`` with the new C, in one pass; y comes as zeros."""
     at = 0
     for block in range(y.shape[0]):
+        rolled()
         sums = fill(load(y, block), 0.0)
         for lane in range(0, 8, 4):
             y0, y1, y2, y3 = _turn_group(packed, at, block, lane, p, g, rho, y)
@@ -85,6 +88,7 @@ def _multiply_group(packed, at, block, lane, basis, x, product):
     x0, x1, x2, x3 = spread(xi, lane), spread(xi, lane + 1), spread(xi, lane + 2), spread(xi, lane + 3)
     y0 = y1 = y2 = y3 = fill(xi, 0.0)
     for j in range(block, product.shape[0]):
+        rolled()
         xj = load(basis, x + j)
         c0, c1 = widen(load(packed, at)), widen(load(packed, at + 1))
         c2, c3 = widen(load(packed, at + 2)), widen(load(packed, at + 3))
@@ -102,9 +106,11 @@ def multiply_columns(packed, spectrum, mu, basis, at, product):
     size = product.shape[0]
     x = at * size
     for j in range(size):
+        rolled()
         store(product, j, mu * load(spectrum, j) * load(basis, x + j))
     place = 0
     for block in range(size):
+        rolled()
         sums = fill(mu, 0.0)
         for lane in range(0, 8, 4):
             y0, y1, y2, y3 = _multiply_group(packed, place, block, lane, basis, x, product)

@@ -12,6 +12,7 @@ from catapult_fast.kernels.blocks.layout import add_lanes, turn
 from catapult_fast.kernels.blocks.state import LanePacked, LaneProblem
 from catapult_fast.kernels.compile import inner, method
 from catapult_fast.kernels.lanczos.on_cpu import across, multiply
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import fma, load, store, widen
 
 ROWS = 4
@@ -72,6 +73,7 @@ def _turn_rows(packed, at, i, p, g, rho, y):
     y3 = fma(_turned(packed, at + 9, p3, g3, p3, g3), r3, y3)
     at += 10
     for j in range(i + 4, y.shape[0]):
+        rolled()
         pj, gj, rj = load(p, j), load(g, j), load(rho, j)
         c0 = _turned(packed, at, p0, g0, pj, gj)
         c1 = _turned(packed, at + 1, p1, g1, pj, gj)
@@ -97,6 +99,7 @@ def add_lanes_of_member(problem, a):
 def turn_packed(problem, packed, p, g, rho, y):
     """``C += p g^T + g p^T`` and ``y = C rho`` with the new C, in one pass; y comes as zeros."""
     for i in range(0, y.shape[0], 4):
+        rolled()
         _turn_rows(packed, _base(i, y.shape[0]), i, p, g, rho, y)
 
 
@@ -116,6 +119,7 @@ def _multiply_rows(packed, at, i, basis, x, product):
     y3 = fma(widen(load(packed, at + 9)), x3, y3)
     at += 10
     for j in range(i + 4, product.shape[0]):
+        rolled()
         xj = load(basis, x + j)
         c0, c1 = widen(load(packed, at)), widen(load(packed, at + 1))
         c2, c3 = widen(load(packed, at + 2)), widen(load(packed, at + 3))
@@ -135,8 +139,10 @@ def multiply_packed(operator, mu, basis, at, product):
     packed, size = operator.matrix, product.shape[0]
     x = at * size
     for j in range(size):
+        rolled()
         store(product, j, mu * load(operator.spectrum, j) * load(basis, x + j))
     for i in range(0, size, 4):
+        rolled()
         _multiply_rows(packed, _base(i, size), i, basis, x, product)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.compile import inner
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import any_lane, fill, fma, load, magnitude, select, sqrt, store
 from catapult_fast.kernels.tridiagonal import bordered_bound, eigenvector, largest, squared_residual
 
@@ -69,6 +70,7 @@ def across(operator, a):
 def _dot(operator, basis, at, product, r):
     total = fill(load(product, 0), 0.0)
     for j in range(r):
+        rolled()
         total = fma(load(basis, at * r + j), load(product, j), total)
     return across(operator, total)
 
@@ -77,6 +79,7 @@ def _dot(operator, basis, at, product, r):
 def _norm(operator, product, r):
     total = fill(load(product, 0), 0.0)
     for j in range(r):
+        rolled()
         total = fma(load(product, j), load(product, j), total)
     return sqrt(across(operator, total))
 
@@ -84,6 +87,7 @@ def _norm(operator, product, r):
 @inner
 def _subtract(basis, at, coefficient, product, r):
     for j in range(r):
+        rolled()
         store(product, j, fma(-coefficient, load(basis, at * r + j), load(product, j)))
 
 
@@ -95,6 +99,7 @@ def _orthogonalize(operator, basis, size, product, r):
         c0 = c1 = c2 = c3 = fill(load(product, 0), 0.0)
         b = i * r
         for j in range(r):
+            rolled()
             w = load(product, j)
             c0 = fma(load(basis, b + j), w, c0)
             c1 = fma(load(basis, b + r + j), w, c1)
@@ -103,6 +108,7 @@ def _orthogonalize(operator, basis, size, product, r):
         c0, c1 = across(operator, c0), across(operator, c1)
         c2, c3 = across(operator, c2), across(operator, c3)
         for j in range(r):
+            rolled()
             w = fma(-c0, load(basis, b + j), load(product, j))
             w = fma(-c1, load(basis, b + r + j), w)
             w = fma(-c2, load(basis, b + 2 * r + j), w)
@@ -122,10 +128,12 @@ def _normalize_start(operator, vector, fresh, share, work, r):
     scale = select(known, 1.0 / length, 0.0)
     weight = select(known, share, 1.0)
     for j in range(r):
+        rolled()
         x = fma(weight, load(fresh, j), select(known, load(vector, j) * scale, 0.0))
         store(work.product, j, x)
     scale = 1.0 / _norm(operator, work.product, r)
     for j in range(r):
+        rolled()
         store(basis, j, select(running, load(work.product, j) * scale, 0.0))
 
 
@@ -133,8 +141,10 @@ def _normalize_start(operator, vector, fresh, share, work, r):
 def _ritz_vector(work, size, lanes, vector, r):
     """Replace the vector by basis times weights in the lanes of this cycle, which used ``size`` vectors."""
     for j in range(r):
+        rolled()
         x = fill(load(vector, 0), 0.0)
         for i in range(size):
+            rolled()
             x = fma(load(work.weights, i), load(work.basis, i * r + j), x)
         store(vector, j, select(lanes, x, load(vector, j)))
 
@@ -145,6 +155,7 @@ def _keep(work, size, lanes, top, error, value, residual):
     store(value, 0, select(lanes, top, load(value, 0)))
     store(residual, 0, select(lanes, error, load(residual, 0)))
     for i in range(work.weights.shape[0]):
+        rolled()
         new = load(work.trial, i) if i < size else fill(top, 0.0)
         store(work.weights, i, select(lanes, new, load(work.weights, i)))
 
@@ -178,6 +189,7 @@ def _cycle(operator, mu, dimension, tolerance, work, value, residual):
     live = load(work.running, 0) > 0.0
     above = previous = top = error = fill(mu, 0.0)
     for k in range(m):
+        rolled()
         alpha, beta = _expand(operator, mu, work, k, r)
         above = alpha if k == 0 else bordered_bound(above, previous, alpha)
         if (_TESTED >> (k + 1)) & 1 or k + 1 == m:
@@ -195,6 +207,7 @@ def _cycle(operator, mu, dimension, tolerance, work, value, residual):
                 return k + 1
         inverse = 1.0 / beta
         for j in range(r):
+            rolled()
             store(work.basis, (k + 1) * r + j, select(live, load(work.product, j) * inverse, 0.0))
         previous = beta
     _keep(work, m, live, top, error, value, residual)
@@ -230,6 +243,7 @@ def top(operator, mu, dimension, fresh, active, tolerance, share, work, value, r
     r = work.product.shape[0]
     store(work.running, 0, load(active, 0))
     for _ in range(MAX_CYCLES):
+        rolled()
         lanes = load(work.running, 0) > 0.0
         if not any_lane(lanes):
             return

@@ -23,6 +23,7 @@ from catapult_fast.kernels.lanczos.on_cpu import across, multiply, top
 from catapult_fast.kernels.linear.loss_on_cpu import cross_entropy, outputs, squared_error
 from catapult_fast.kernels.linear.record_on_cpu import count, share_of_fresh
 from catapult_fast.kernels.linear.state import rows_of
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import any_lane, fill, fma, load, store, widen
 
 # Bytes of a Krylov basis, of which a thread holds one; a shorter basis is restarted more often.
@@ -80,12 +81,16 @@ def _change_of_fit(operator, basis, x):
     v, u, change = operator.v, operator.u, operator.change
     k, r = change.shape[0], change.shape[1]
     for i in range(k * r):
+        rolled()
         store(change, i, fill(load(change, 0), 0.0))
     for i in range(v.shape[0]):
+        rolled()
         row = x + i * (k + r)
         for c in range(k):
+            rolled()
             kv, vi = load(basis, row + c), widen(load(v, i * k + c))
             for j in range(r):
+                rolled()
                 p = fma(kv, widen(load(u, i * r + j)), load(change, c * r + j))
                 store(change, c * r + j, fma(vi * operator.sigma[j], load(basis, row + k + j), p))
 
@@ -96,19 +101,25 @@ def _curve(operator):
     change, curved, probability = operator.change, operator.curved, operator.probability
     k, r = change.shape[0], change.shape[1]
     for i in range(k * r):
+        rolled()
         store(curved, i, fill(load(change, 0), 0.0))
     for sample in range(probability.shape[0]):
+        rolled()
         mean = fill(load(change, 0), 0.0)
         for c in range(k):
+            rolled()
             moved = fill(mean, 0.0)
             for j in range(r):
+                rolled()
                 moved = fma(load(change, c * r + j), operator.features[sample, j], moved)
             store(operator.output, c, moved)
             mean = fma(widen(load(probability, sample * k + c)), moved, mean)
         for c in range(k):
+            rolled()
             moved = (load(operator.output, c) - mean) * widen(load(probability, sample * k + c))
             moved = moved * operator.sample_weight
             for j in range(r):
+                rolled()
                 store(curved, c * r + j, fma(moved, operator.features[sample, j], load(curved, c * r + j)))
 
 
@@ -124,13 +135,17 @@ def multiply_hessian(operator, mu, basis, at, product):
         _curve(operator)
         curved = operator.curved
     for i in range(v.shape[0]):
+        rolled()
         row = i * (k + r)
         for j in range(r):
+            rolled()
             store(product, row + k + j, fill(mu, 0.0))
         for c in range(k):
+            rolled()
             vi, kv = widen(load(v, i * k + c)), load(basis, x + row + c) / root_n
             first, second = fill(mu, 0.0), fill(mu, 0.0)
             for j in range(r):
+                rolled()
                 d, p, s = load(curved, c * r + j), widen(load(rho, c * r + j)), operator.sigma[j]
                 first = fma(widen(load(u, i * r + j)), d, first)
                 second = fma(load(basis, x + row + k + j) * s, p, second)
@@ -150,11 +165,14 @@ def _softmax(output, lane):
     k = output.shape[0]
     most, total = output[0, lane], 0.0
     for c in range(1, k):
+        rolled()
         most = max(most, output[c, lane])
     for c in range(k):
+        rolled()
         output[c, lane] = np.exp(output[c, lane] - most)
         total += output[c, lane]
     for c in range(k):
+        rolled()
         output[c, lane] /= total
 
 
@@ -164,8 +182,10 @@ def _differentiate(problem, fitted, tools, scratch):
     if problem.cross_entropy:
         cross_entropy(problem, fitted, tools.rho, scratch.value[0], scratch)
         for sample in range(tools.probability.shape[0]):
+            rolled()
             outputs(problem.features, sample, fitted, tools.probability[sample])
             for lane in range(tools.output.shape[1]):
+                rolled()
                 _softmax(tools.probability[sample], lane)
     else:
         squared_error(problem, fitted, tools.rho)
@@ -175,6 +195,7 @@ def _differentiate(problem, fitted, tools, scratch):
 def sharpness(problem, state, tools, wanted, value, residual, scratch):
     """Largest eigenvalue of the loss Hessian and its residual where ``wanted`` (tiles, 8) is above 0."""
     for tile in range(wanted.shape[0]):
+        rolled()
         if any_lane(load(wanted, tile) > 0.0):
             active = wanted[tile : tile + 1]
             _differentiate(problem, state.fitted[tile], tools, scratch)

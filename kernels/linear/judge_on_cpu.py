@@ -9,6 +9,7 @@ from catapult_fast.kernels.linear.ending_on_cpu import record_loss, settle, squa
 from catapult_fast.kernels.linear.loss_on_cpu import cross_entropy, squared_error
 from catapult_fast.kernels.linear.record_on_cpu import operator_of, readout_of
 from catapult_fast.kernels.linear.state import Problem
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import any_lane, fill, fma, load, select, widen
 
 
@@ -18,6 +19,7 @@ def _squares(v, tile):
     count = v.shape[1] * v.shape[2]
     total = fill(widen(load(v, 0)), 0.0)
     for i in range(tile * count, (tile + 1) * count):
+        rolled()
         x = widen(load(v, i))
         total = fma(x, x, total)
     return total
@@ -56,7 +58,9 @@ def _gradient_of_predictor(problem, rho):
     total = fill(widen(load(rho, 0)), 0.0)
     r = rho.shape[1]
     for c in range(rho.shape[0]):
+        rolled()
         for j in range(r):
+            rolled()
             x = widen(load(rho, c * r + j))
             total = fma(x * problem.spectrum[j], x, total)
     return total
@@ -68,14 +72,19 @@ def _gradient_of_weights(problem, v, u, rho):
     k, r = rho.shape[0], rho.shape[1]
     total = fill(widen(load(v, 0)), 0.0)
     for i in range(v.shape[0]):
+        rolled()
         for c in range(k):
+            rolled()
             dot = fill(total, 0.0)
             for j in range(r):
+                rolled()
                 dot = fma(widen(load(u, i * r + j)), widen(load(rho, c * r + j)), dot)
             total = fma(dot, dot, total)
         for j in range(r):
+            rolled()
             dot = fill(total, 0.0)
             for c in range(k):
+                rolled()
                 dot = fma(widen(load(v, i * k + c)), widen(load(rho, c * r + j)), dot)
             total = fma(dot * problem.spectrum[j], dot, total)
     return total
@@ -86,6 +95,7 @@ def _is_finite(fitted, norm_v):
     """A weight that is not finite shows in F one update later at most, in v at once."""
     trace = load(fitted, 0) * 0.0
     for i in range(1, fitted.shape[0] * fitted.shape[1]):
+        rolled()
         trace = trace + load(fitted, i) * 0.0
     return (widen(trace) == 0.0) & (norm_v == norm_v)
 
