@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catapult_fast import engines
+from catapult_fast.bench import eigen
 from catapult_fast.bench.limits import Limits
 from catapult_fast.bench.ours import Members, form_in_use, from_the_start, in_form
 from catapult_fast.bench.peers import (
@@ -385,6 +386,7 @@ CASES: dict[str, Callable[[str, str, Limits], Result]] = {
     "linear-records": records,
     "linear-stopping": stopping,
     "linear-growth": growth,
+    **eigen.CASES,
 }
 
 

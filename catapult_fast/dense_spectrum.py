@@ -19,9 +19,10 @@ from catapult_fast.spectrum import NO_BOUND, PROVEN, Floats, Found, Request
 
 __all__ = ["fixed_vector", "solve"]
 
-# Sizes up to which eight matrices go through the lanes, by pairs: measured where the times cross.
-_LANES_UP_TO = {1: 80, 2: 96}
-_LANES_AT_MOST = 112
+# Sizes up to which eight matrices go through the lanes, for one pair and for several. Measured on Zen 4,
+# proof included: on flat spectra (Wishart) the times cross at n = 130 and 144, on eigenvalues 1/i below
+# 64; these are the sizes where the two factors are equal.
+_LANES_UP_TO = (80, 96)
 _ASYMMETRY = 64  # units of rounding of the largest entry that A may differ from its transpose
 _EXTREME = 900  # exponents from which a scaled number may leave the range of float64
 _CHUNK_WORK = 2e6  # multiply-adds that are worth handing to a thread
@@ -59,7 +60,7 @@ def _empty(request: Request, n: int) -> Found:
 def _end(matrices: NDArray[Any], sign: float, request: Request, start: Floats | None) -> Pairs:
     """The k largest pairs of the matrices times ``sign``."""
     job = _Job(matrices, sign, request)
-    if job.n <= min(_LANES_UP_TO.get(request.k, _LANES_AT_MOST), _LANES_AT_MOST):
+    if job.n <= _LANES_UP_TO[request.k > 1]:
         _in_lanes(job)
     else:
         _one_by_one(job, start)
@@ -249,6 +250,11 @@ def _descending(found: Pairs) -> Pairs:
 
 
 def _unscaled(array: Floats, found: Pairs) -> Floats:
+    """In the matrices' units; ordinary powers of two are made from their bits, which ``ldexp`` is slow at."""
+    if (np.abs(found.exponent) <= _EXTREME).all():
+        bits = (found.exponent.astype(np.int64) + 1023) << 52
+        factor: Floats = bits.view(np.float64)[:, None]
+        return array * factor
     with np.errstate(over="ignore", under="ignore"):
         result: Floats = np.ldexp(array, found.exponent[:, None])
     return result

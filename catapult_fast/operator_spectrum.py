@@ -32,7 +32,7 @@ _NOISE = 200.0  # units of rounding by which an operator may miss symmetry
 
 
 class Product:
-    """``matvec`` seen from NumPy: (B, n) in float64 to (B, n) in float64; counts its calls."""
+    """``matvec`` seen from NumPy: (B, n) in float64 to (B, n) in float64."""
 
     def __init__(
         self, matvec: Callable[[Any], Any], batch: tuple[int, ...], n: int, dtype: np.dtype[Any], model: Any
@@ -40,18 +40,16 @@ class Product:
         self.matvec, self.batch, self.n, self.dtype = matvec, batch, n, dtype
         self.count = math.prod(batch)
         self.eps = float(np.finfo(dtype).eps)
-        self.calls = 0
         self._to_library = _converter(model)
 
     def __call__(self, vectors: Floats) -> Floats:
-        """Multiply the batch of vectors, (B, n)."""
+        """Multiply; raise for an answer of another shape or kind."""
         given = np.ascontiguousarray(vectors.reshape(*self.batch, self.n), dtype=self.dtype)
         answer = read_host(self.matvec(self._to_library(given)), "the result of matvec")
         if answer.dtype.kind not in "iuf":
             raise TypeError(f"matvec returned dtype {answer.dtype}, but must return real numbers")
         if answer.shape != given.shape:
             raise ConfigError(f"matvec made shape {answer.shape} of {given.shape}: it must keep the shape")
-        self.calls += 1
         return answer.astype(np.float64).reshape(self.count, self.n)
 
 

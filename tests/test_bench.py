@@ -8,7 +8,7 @@ import pytest
 
 import catapult_fast as cf
 from catapult_fast import cli
-from catapult_fast.bench import cases, limits, peers, report, timing
+from catapult_fast.bench import cases, eigen, limits, peers, report, timing
 from catapult_fast.bench.ours import Members, in_form
 from catapult_fast.bench.problems import linear_problem, scalar_problem
 from catapult_fast.errors import ConfigError
@@ -26,8 +26,11 @@ def quick(monkeypatch):
     for name in cases.SIZES:
         monkeypatch.setitem(cases.SIZES, name, TINY)
     monkeypatch.setitem(cases.SIZES, "linear-2048", cases.Size(9, 20, STEPS))
+    for name, size in eigen.SIZES.items():
+        monkeypatch.setitem(eigen.SIZES, name, size._replace(count=3, n=min(size.n, 66)))
     monkeypatch.setattr(cases, "EXPLICIT_WIDTH", 32)
     monkeypatch.setattr(cases, "settings", lambda peer: peers.settings(peer)[:1])
+    monkeypatch.setattr(eigen, "settings", lambda peer: peers.settings(peer)[:1])
     monkeypatch.setattr(timing, "ROUNDS", 1)
     monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(limits, "measure", lambda before=None: limits.Limits(1e9, 2e9, 1e9, 2e9, 2))
@@ -78,6 +81,22 @@ def test_peers_with_explicit_weights_train_the_same(peer):
     check(peer, linear_problem(sweep, explicit=True), losses_of(sweep))
 
 
+@pytest.mark.parametrize("peer", eigen.eigen_peers(64), ids=lambda peer: peer.name)
+def test_peers_find_the_largest_eigenvalue(peer):
+    if peers.absent(peer):
+        pytest.skip(peers.absent(peer))
+    matrices = eigen.problem(eigen.Size(5, 66, 0.0, 0.0))
+    true = np.linalg.eigvalsh(matrices)[:, -1]
+    for setting in peers.settings(peer):
+        values = eigen.prepare(peer, matrices, **setting)()
+        np.testing.assert_allclose(values, true, rtol=1e-4, err_msg=str(setting))
+
+
+def test_eigenvalues_on_another_back_end_are_refused():
+    with pytest.raises(cf.BackendUnavailable, match="cuda"):
+        eigen.eig("eig-8", "cuda", limits.Limits(1e9, 2e9, 1e9, 2e9, 2))
+
+
 def test_a_call_starts_again():
     members = Members(cases.sweep_of(TINY))
     members.updates()
@@ -119,7 +138,7 @@ def test_every_case_runs_also_without_jax(name, quick, without_jax):
     for row in jax:
         assert row.times is None
         assert "jax is not installed" in text
-    if jax and name != "linear-2048":
+    if jax and name != "linear-2048" and name not in eigen.CASES:
         assert result.goals[0].verdict == "not measured"
 
 

@@ -154,8 +154,7 @@ def iterate(tiles, m, n, r, frobenius, tolerance, limit, known):
     while True:
         dropped += _expand(tiles, m, r, k)
         a, b = number(load(r.alpha, k)), number(load(r.beta, k))
-        row = (a * a + b * b + before * before) ** 0.5 if k + 1 < n else abs(a)
-        norm = known if known > 0.0 else max(norm, row)
+        norm = known if known > 0.0 else max(norm, (a * a + b * b + before * before) ** 0.5 if k + 1 < n else abs(a))
         widest = max(widest, a + b + before)
         k += 1
         ended = b <= _INVARIANT * frobenius or k == n

@@ -18,7 +18,7 @@ from catapult_fast.kernels.dense.reduce import back_transform, reduce, row
 from catapult_fast.kernels.dense.rounding import TINY, UNIT, factor_error, quotient_error
 from catapult_fast.kernels.dense.twisted import vector
 from catapult_fast.kernels.dense.vectors import dot, larger, load_at, transpose
-from catapult_fast.kernels.simd import LANES, any_lane, empty, fill, fma, load, magnitude, select, sqrt, store, widen
+from catapult_fast.kernels.simd import LANES, empty, fill, fma, load, magnitude, select, sqrt, store, widen
 
 _EXTRA = 8.0  # roundings of an entry of the factor beyond its sum: difference, root, inverse, product
 
@@ -82,12 +82,20 @@ def _read(a, size, first, last, full):
 
 @inner
 def _powers(numbers, sign):
-    """Exponents that bring the numbers of row 0 into [1/2, 1); rows 1 and 2: the factor in two parts."""
+    """Exponents that bring the numbers of row 0 into [1/2, 1); rows 1 and 2: the factor in two parts.
+
+    Exponents of ordinary numbers are read and written as bits; calls to ``frexp`` would take longer
+    than the rest of a matrix of size 8 takes to read.
+    """
+    bits = numbers.view(np.int64)
     for lane in range(LANES):
-        exponent = math.frexp(numbers[0, lane])[1] if numbers[0, lane] > 0.0 else 0
+        exponent = (bits[0, lane] >> 52) - 1022
+        if exponent <= -1022 or exponent >= 1025:  # 0, subnormal, not finite
+            exponent = math.frexp(numbers[0, lane])[1] if 0.0 < numbers[0, lane] < np.inf else 0
         half = -exponent // 2
-        numbers[1, lane] = sign * math.ldexp(1.0, half)
-        numbers[2, lane] = math.ldexp(1.0, -exponent - half)
+        bits[1, lane] = (half + 1023) << 52
+        bits[2, lane] = (1023 - exponent - half) << 52
+        numbers[1, lane] *= sign
         numbers[3, lane] = exponent
 
 
@@ -163,7 +171,7 @@ def _shifted(matrix, n, x, work):
 
 
 @inner
-def _corner(work, i, j, inverse):
+def _corner(work, i, j):
     """The 2 x 2 block at rows i, i + 1 and columns j, j + 1, less the products of what lies left of it."""
     r0, r1, q0, q1 = row(i), row(i + 1), row(j), row(j + 1)
     s00, s01 = load(work, r0 + j), load(work, r0 + j + 1)
@@ -183,7 +191,7 @@ def _factor(work, n, inverse):
     for i in range(0, n, 2):
         r0, r1 = row(i), row(i + 1)
         for j in range(0, i, 2):
-            s00, s01, s10, s11 = _corner(work, i, j, inverse)
+            s00, s01, s10, s11 = _corner(work, i, j)
             p, d0, d1 = load(work, row(j + 1) + j), load(inverse, j), load(inverse, j + 1)
             s00, s10 = s00 * d0, s10 * d0
             store(work, r0 + j, s00)
@@ -310,8 +318,8 @@ def _pair(matrix, w, n, j, certify, frobenius, skew, joint):
         tight, good = _prove(matrix, w, n, value, gap, (1.0 + 3.0 * j) * frobenius)
         upper, proven = select(good, tight, upper), select(good & (gap <= 1e-9 * frobenius), 1.0, proven)
     error = 0.5 * skew + 4.0 * UNIT * frobenius
-    store(w.bounds, 0 * w.vectors.shape[0] + j, value)
     k = w.vectors.shape[0]
+    store(w.bounds, j, value)
     store(w.bounds, k + j, residual)
     store(w.bounds, 2 * k + j, value - quotient_error(n + 2.0, frobenius, magnitude(value)) - error)
     store(w.bounds, 3 * k + j, upper + taken + error)
@@ -400,4 +408,4 @@ def solve(a, n, k, sign, certify, first, last, w, pairs):
         _eight(a, n, k, sign, certify, b, last, w, pairs)
 
 
-__all__ = ["Work", "any_lane", "solve", "workspace"]
+__all__ = ["Work", "solve", "workspace"]

@@ -10,7 +10,7 @@ from catapult_fast.kernels.compile import inner, jit
 from catapult_fast.kernels.dense import krylov, tiles
 from catapult_fast.kernels.dense.cholesky import factor, height
 from catapult_fast.kernels.dense.rounding import TINY, UNIT, factor_error, quotient_error
-from catapult_fast.kernels.simd import LANES, empty, fma, load, store
+from catapult_fast.kernels.simd import LANES, empty, fma, load
 
 
 class Work(NamedTuple):
@@ -50,7 +50,7 @@ def _take_in(vectors, at, n, target, to):
 
 
 @inner
-def _judge(w, m, n, j, frobenius):
+def _judge(w, m, j):
     """Rayleigh quotient and residual of vector j."""
     v, at = w.vectors, j * m
     tiles.multiply(w.matrix, m, v, at, w.images, at)
@@ -100,7 +100,7 @@ def _pair(matrix, w, pairs, b, j, m, n, given, tolerance, limit, certify, froben
         pairs.iterations[b] += size
         pairs.norm[b] = max(pairs.norm[b], norm)
         krylov.ritz_vector(w.recurrence, size, m, w.vectors, j * m)
-    value, residual = _judge(w, m, n, j, frobenius)
+    value, residual = _judge(w, m, j)
     straight, crossed = _against_earlier(w, m, j)
     pairs.norm[b] = max(pairs.norm[b], abs(value))
     off = krylov.number(krylov.inside(w.vectors, j * m, w.vectors, j * m, m)) - 1.0
@@ -194,4 +194,4 @@ def solve(a, n, k, sign, mode, start, fresh, tolerance, limit, certify, first, l
         _one(a, n, k, sign, mode, start, fresh, tolerance, limit, certify, b, w, pairs)
 
 
-__all__ = ["Work", "solve", "store", "workspace"]
+__all__ = ["Work", "solve", "workspace"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 from catapult_fast.kernels.compile import inner
-from catapult_fast.kernels.dense.vectors import first_lane, lane_sums, larger, load_at, total, transpose
-from catapult_fast.kernels.simd import LANES, fill, fma, load, magnitude, select, spread, store, widen
+from catapult_fast.kernels.dense.vectors import first_lane, lane_sums, larger, load_at, transpose
+from catapult_fast.kernels.simd import LANES, fill, fma, load, magnitude, spread, store, total, widen
 
 
 def count(n):
@@ -170,4 +170,4 @@ def shifted(source, m, n, x, target, scratch):
     return trace
 
 
-__all__ = ["count", "diagonal_sum", "multiply", "pack", "select", "shifted", "take_away", "tile"]
+__all__ = ["count", "diagonal_sum", "multiply", "pack", "shifted", "take_away", "tile"]

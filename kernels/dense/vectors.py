@@ -7,7 +7,7 @@ from numba.core import types
 from numba.core.extending import intrinsic
 
 from catapult_fast.kernels.compile import inner
-from catapult_fast.kernels.simd import LANES, Vector, fill, fma, load, magnitude, select, sqrt, store, total
+from catapult_fast.kernels.simd import LANES, Vector, fill, fma, load, select, store
 
 _FLOAT = {types.float64: ir.DoubleType(), types.float32: ir.FloatType()}
 
@@ -121,7 +121,4 @@ def add_multiple(c, x, at, y, to, count):
         store(y, to + j, fma(c, load(x, at + j), load(y, to + j)))
 
 
-__all__ = [
-    "add_multiple", "dot", "first_lane", "lane_sums", "larger", "load_at", "magnitude", "repeat_at", "sqrt", "total",
-    "transpose",
-]  # fmt: skip
+__all__ = ["add_multiple", "dot", "first_lane", "lane_sums", "larger", "load_at", "repeat_at", "transpose"]

@@ -1,0 +1,63 @@
+"""Largest eigenvalues of a batch by other libraries: each function returns a call from (B, n, n) to (B,)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["jax_eigvalsh", "numpy_eigvalsh", "scipy_eigsh", "torch_eigvalsh", "torch_lobpcg"]
+
+Array = NDArray[np.float64]
+Solve = Callable[[Array], Array]
+
+
+def numpy_eigvalsh(*, threads: int) -> Solve:
+    """All eigenvalues by LAPACK, matrix after matrix."""
+    return lambda a: np.linalg.eigvalsh(a)[:, -1]
+
+
+def scipy_eigsh(*, threads: int, tol: float) -> Solve:
+    """ARPACK from one fixed start vector, matrix after matrix."""
+    from scipy.sparse.linalg import eigsh
+
+    def solve(a: Array) -> Array:
+        start = np.random.default_rng(0).standard_normal(a.shape[-1])
+        return np.array([eigsh(m, k=1, which="LA", tol=tol, v0=start, return_eigenvectors=False)[0] for m in a])
+
+    return solve
+
+
+def torch_eigvalsh(*, threads: int) -> Solve:
+    """All eigenvalues, batched."""
+    import torch
+
+    def solve(a: Array) -> Array:
+        torch.set_num_threads(threads)
+        return torch.linalg.eigvalsh(torch.from_numpy(a))[:, -1].numpy()  # type: ignore[no-any-return,unused-ignore]
+
+    return solve
+
+
+def torch_lobpcg(*, threads: int, tol: float) -> Solve:
+    """Preconditioned conjugate gradients without a preconditioner, batched."""
+    import torch
+
+    def solve(a: Array) -> Array:
+        torch.set_num_threads(threads)
+        start = torch.randn(len(a), a.shape[-1], 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        values, _ = torch.lobpcg(torch.from_numpy(a), k=1, X=start, tol=tol, niter=100)
+        return values[:, 0].numpy()  # type: ignore[no-any-return,unused-ignore]
+
+    return solve
+
+
+def jax_eigvalsh(*, threads: int) -> Solve:
+    """All eigenvalues, batched and jitted."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    solve: Any = jax.jit(lambda a: jax.numpy.linalg.eigvalsh(a)[:, -1])
+    return lambda a: np.asarray(solve(a))
