@@ -222,12 +222,10 @@ class Root(Form):
         samples = sweep.data.m if sweep.loss == "cross_entropy" else 0
         self.curvature = hessian.allocate(tiles, k, r, samples, dtype) if wants_sharpness(sweep) else None
 
-    def sharpness(self, wanted: Array, *, thorough: bool = False) -> None:
+    def sharpness(self, wanted: Array) -> None:
         """Put the loss Hessian's top eigenvalue and residual into ``value`` and ``residual`` in the wanted lanes."""
         tools = self.curvature
         assert tools is not None
-        if thorough:
-            tools.asked[wanted > 0.0] = 0.0
         hessian.sharpness(self.problem, self.state, tools, wanted, self.value, self.residual, self.scratch)
 
     def _problem(self) -> root.Problem:

@@ -298,7 +298,7 @@ def _sharpness(block: LinearState, step: int | None, present: Present) -> dict[s
         return {"sharpness": block.initial_sharpness, "sharpness_residual": block.initial_sharpness_residual}
     form = block.form
     assert isinstance(form, Root)
-    form.sharpness(np.ascontiguousarray(present, np.float64), thorough=step is None)
+    form.sharpness(np.ascontiguousarray(present, np.float64))
     found = {"sharpness": form.value, "sharpness_residual": form.residual}
     return {name: _of_members(block, lanes, present) for name, lanes in found.items()}
 

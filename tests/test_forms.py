@@ -142,9 +142,16 @@ def test_a_crossed_eigenvector_is_found(form, monkeypatch):
 
     block.form.place_ritz(padded, tile, lane)
     block.state.asked[...] = 1.0
+    block.state.known[...] = values[-2]
+    block.state.known_mu[...] = np.sum(first.v**2)
     seen = [found() for _ in range(record_on_cpu.THOROUGH_EVERY)]
     np.testing.assert_allclose(seen[0], values[-2], rtol=1e-10)
     np.testing.assert_allclose(seen[-1], values[-1], rtol=1e-10)
+    for drifted in ("known", "known_mu"):
+        block.form.place_ritz(padded, tile, lane)
+        block.state.asked[...] = 1.0
+        getattr(block.state, drifted)[...] *= 0.99
+        np.testing.assert_allclose(found(), values[-1], rtol=1e-10)
     block.form.place_ritz(padded, tile, lane)
     block.form.ntk(wanted, thorough=True)
     np.testing.assert_allclose(block.form.value[tile[0], lane[0]], values[-1], rtol=1e-10)

@@ -67,6 +67,8 @@ class State(NamedTuple):
     n_steps: np.ndarray
     small: np.ndarray  # 1.0 where the gradient is small and the member waits for a verdict
     asked: np.ndarray  # tangent kernels asked for since the last thorough one
+    known: np.ndarray  # top eigenvalue found by that one
+    known_mu: np.ndarray  # and mu at that time
     ritz: np.ndarray  # (tiles, size, 8)
 
 
@@ -74,7 +76,7 @@ def allocate(tiles: int, starts: int, steps: int, size: int, vectors: int, dtype
     """A state of zeros with every lane idle."""
     pairs = [simd.zeros((tiles, steps, size), dtype) for _ in range(2)]
     rows = [simd.zeros((tiles, *shape), dtype) for shape in ((1, size), (1, size), (size,), (0, 1))]
-    scalars = [simd.zeros((tiles,), np.float64) for _ in range(17)]
+    scalars = [simd.zeros((tiles,), np.float64) for _ in range(19)]
     ritz = simd.zeros((tiles, size), np.float64)
     counts = [np.zeros(tiles, np.int64) for _ in range(2)]
     packed = simd.zeros((starts, vectors), dtype)

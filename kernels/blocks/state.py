@@ -72,6 +72,8 @@ class State(NamedTuple):
     n_steps: np.ndarray
     small: np.ndarray  # 1.0 where the gradient is small and the member waits for a verdict
     asked: np.ndarray  # tangent kernels asked for since the last thorough one
+    known: np.ndarray  # top eigenvalue found by that one
+    known_mu: np.ndarray  # and mu at that time
     ritz: np.ndarray  # (tiles, size, 8)
     done: np.ndarray  # (tiles,) int64, updates applied
 
@@ -81,6 +83,7 @@ class Scratch(NamedTuple):
 
     pull: np.ndarray  # (size, 8) g
     push: np.ndarray  # (size, 8) p
+    pending: np.ndarray  # (1, 8)
     fresh: np.ndarray  # (size, 8)
     lanczos: lanczos.Workspace
 
@@ -89,7 +92,7 @@ def allocate(tiles: int, size: int, vectors: int, dtype: np.dtype) -> State:
     """A state of zeros with every lane idle."""
     packed = simd.zeros((tiles, vectors), dtype)
     rows = [simd.zeros((tiles, *shape), dtype) for shape in ((1, size), (1, size), (size,), (0, 1))]
-    scalars = [simd.zeros((tiles,), np.float64) for _ in range(16)]
+    scalars = [simd.zeros((tiles,), np.float64) for _ in range(18)]
     ritz = simd.zeros((tiles, size), np.float64)
     return State(packed, *rows, *scalars, ritz, np.zeros(tiles, np.int64))
 
@@ -97,4 +100,4 @@ def allocate(tiles: int, size: int, vectors: int, dtype: np.dtype) -> State:
 def scratch(size: int, dimension: int, fresh: np.ndarray, dtype: np.dtype) -> Scratch:
     """Working arrays for one thread."""
     pull, push = (simd.zeros((size,), dtype) for _ in range(2))
-    return Scratch(pull, push, fresh, lanczos.workspace(dimension, size))
+    return Scratch(pull, push, simd.zeros((1,), np.float64), fresh, lanczos.workspace(dimension, size))

@@ -21,7 +21,6 @@ from catapult_fast.kernels.compile import inner, jit, method
 from catapult_fast.kernels.lanczos import on_cpu as lanczos
 from catapult_fast.kernels.lanczos.on_cpu import across, multiply, top
 from catapult_fast.kernels.linear.loss_on_cpu import cross_entropy, outputs, squared_error
-from catapult_fast.kernels.linear.record_on_cpu import count, share_of_fresh
 from catapult_fast.kernels.linear.state import rows_of
 from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import any_lane, fill, fma, load, store, widen
@@ -35,7 +34,6 @@ class Curvature(NamedTuple):
     """What the Hessian of a block needs beside its state."""
 
     ritz: np.ndarray  # (tiles, rows (k + r), 8) last eigenvector
-    asked: np.ndarray  # (tiles, 8) Hessians asked for since the last thorough one
     rho: np.ndarray  # (k, r, 8) dL/dF
     change: np.ndarray  # (k, r, 8) P
     curved: np.ndarray  # (k, r, 8) D
@@ -69,7 +67,7 @@ def allocate(tiles: int, k: int, r: int, samples: int, dtype: np.dtype) -> Curva
     fresh[: k + r] = lanczos.start_vector((k + r) ** 2).reshape(k + r, k + r)
     basis = min(lanczos.MAX_BASIS, max(_FEWEST, _BASIS_BYTES // (64 * size)))
     return Curvature(
-        simd.zeros((tiles, size), np.float64), simd.zeros((tiles,), np.float64), simd.zeros((k, r), dtype),
+        simd.zeros((tiles, size), np.float64), simd.zeros((k, r), dtype),
         simd.zeros((k, r), np.float64), simd.zeros((k, r), np.float64), simd.zeros((k,), np.float64),
         simd.zeros((samples, k), dtype), simd.repeat(fresh.ravel()), lanczos.workspace((k + r) ** 2, size, basis),
     )  # fmt: skip
@@ -206,7 +204,6 @@ def sharpness(problem, state, tools, wanted, value, residual, scratch):
             zero, dimension = fill(load(state.root_n, tile), 0.0), (tools.rho.shape[0] + problem.dimension) ** 2
             top(
                 operator, zero, dimension, tools.fresh, active, problem.curvature_tolerance,
-                share_of_fresh(tools.asked, tile), tools.lanczos, value[tile : tile + 1], residual[tile : tile + 1],
+                fill(zero, lanczos.FRESH), tools.lanczos, value[tile : tile + 1], residual[tile : tile + 1],
                 tools.ritz[tile],
             )  # fmt: skip
-            count(tools.asked, tile, load(active, 0) > 0.0)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from catapult_fast.kernels.compile import inner, jit
 from catapult_fast.kernels.lanczos.on_cpu import FRESH, top
 from catapult_fast.kernels.linear.ending_on_cpu import squared_norm
-from catapult_fast.kernels.simd import any_lane, fill, load, select, store
+from catapult_fast.kernels.simd import any_lane, fill, load, magnitude, select, store
 
-# Of so many eigenvalues of a member one looks for a crossed eigenvector. The others start from the
-# last vector alone: a kernel that stands still has nothing to cross, and one that moves mixes all directions.
+# A start from the last eigenvector alone cannot see one that has crossed it. So a start is thorough, with a
+# share of a fixed vector, where mu or the eigenvalue has drifted from what the last thorough one found,
+# and once in so many calls anyway.
 THOROUGH_EVERY = 8
+DRIFT = 1e-3
 
 
 def operator_of(problem, state, tile):
@@ -26,33 +28,39 @@ def readout_of(problem, state, tile, active, scratch):
 
 
 @inner
-def share_of_fresh(asked, tile):
-    """Share of the fixed vector in the next warm start of each lane."""
-    number = load(asked, tile)
-    return select(number == 0.0, fill(number, FRESH), 0.0)
+def _near(a, b):
+    """Whether b is within the drift of a; false for NaN."""
+    return magnitude(a - b) <= DRIFT * magnitude(a)
 
 
 @inner
-def count(asked, tile, active):
-    """Count the eigenvalues asked for, round after round."""
-    number = load(asked, tile) + 1.0
-    number = select(number < float(THOROUGH_EVERY), number, 0.0)
-    store(asked, tile, select(active, number, load(asked, tile)))
+def _remember(state, tile, solved, thorough, mu, top):
+    """Note what was found in the solved lanes; returns those whose plain start may have missed the top."""
+    moved = solved & ~thorough & ~_near(top, load(state.known, tile))
+    store(state.known, tile, select(solved & thorough, top, load(state.known, tile)))
+    store(state.known_mu, tile, select(solved & thorough, mu, load(state.known_mu, tile)))
+    asked = select(thorough, 0.0, load(state.asked, tile)) + 1.0
+    asked = select(asked < float(THOROUGH_EVERY), asked, 0.0)
+    asked = select(moved, 0.0, asked)
+    store(state.asked, tile, select(solved, asked, load(state.asked, tile)))
+    return moved
 
 
 @jit()
 def ntk(problem, state, wanted, value, residual, scratch):
     """Top eigenvalue of the tangent kernel and its residual where ``wanted`` (tiles, 8) is above 0."""
     for tile in range(wanted.shape[0]):
-        if any_lane(load(wanted, tile) > 0.0):
-            active = wanted[tile : tile + 1]
-            mu = readout_of(problem, state, tile, active, scratch)
+        pending = load(wanted, tile) > 0.0
+        while any_lane(pending):
+            store(scratch.pending, 0, select(pending, load(wanted, tile), 0.0))
+            mu = readout_of(problem, state, tile, scratch.pending, scratch)
+            thorough = (load(state.asked, tile) == 0.0) | ~_near(mu, load(state.known_mu, tile))
             top(
-                operator_of(problem, state, tile), mu, problem.dimension, scratch.fresh, active,
-                problem.curvature_tolerance, share_of_fresh(state.asked, tile), scratch.lanczos, value[tile : tile + 1],
-                residual[tile : tile + 1], state.ritz[tile],
+                operator_of(problem, state, tile), mu, problem.dimension, scratch.fresh, scratch.pending,
+                problem.curvature_tolerance, select(thorough, fill(mu, FRESH), 0.0), scratch.lanczos,
+                value[tile : tile + 1], residual[tile : tile + 1], state.ritz[tile],
             )  # fmt: skip
-            count(state.asked, tile, load(active, 0) > 0.0)
+            pending = _remember(state, tile, pending, thorough, mu, load(value, tile))
 
 
 @jit()

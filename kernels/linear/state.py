@@ -66,6 +66,8 @@ class State(NamedTuple):
     n_steps: np.ndarray
     small: np.ndarray  # 1.0 where the gradient is small and the member waits for a verdict
     asked: np.ndarray  # tangent kernels asked for since the last thorough one
+    known: np.ndarray  # top eigenvalue found by that one
+    known_mu: np.ndarray  # and mu at that time
     ritz: np.ndarray  # (tiles, r, 8) last eigenvector of the tangent kernel
     done: np.ndarray  # (tiles,) int64, updates applied
 
@@ -93,6 +95,7 @@ class Scratch(NamedTuple):
     scaled: np.ndarray  # (k, 4, 8) four rows of v times the step
     output: np.ndarray  # (k, 8) outputs of one sample
     scalars: np.ndarray  # (k,) float64
+    pending: np.ndarray  # (1, 8)
     value: np.ndarray  # (1, 8)
     residual: np.ndarray  # (1, 8)
     zeros: np.ndarray  # (k, 8)
@@ -114,7 +117,7 @@ def allocate(tiles: int, k: int, r: int, dtype: np.dtype, *, momentum: bool) -> 
     moving = rows if momentum else 0
     shapes = [(rows, k), (rows, r), (k, r), (k, r), (moving, k), (moving, r)]
     arrays = [simd.zeros((tiles, *shape), dtype) for shape in shapes]
-    scalars = [simd.zeros((tiles,), np.float64) for _ in range(18)]
+    scalars = [simd.zeros((tiles,), np.float64) for _ in range(20)]
     ritz = simd.zeros((tiles, r), np.float64)
     return State(*arrays, *scalars, ritz, np.zeros(tiles, np.int64))
 
@@ -130,6 +133,7 @@ def scratch(k: int, r: int, dtype: np.dtype) -> Scratch:
         scaled=simd.zeros((k, 4), dtype),
         output=simd.zeros((k,), dtype),
         scalars=np.zeros(k),
+        pending=simd.zeros((1,), np.float64),
         value=simd.zeros((1,), np.float64),
         residual=simd.zeros((1,), np.float64),
         zeros=simd.zeros((k,), np.float64),
