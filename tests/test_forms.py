@@ -156,3 +156,19 @@ def test_a_crossed_eigenvector_is_found(form, monkeypatch):
     block.form.ntk(wanted, thorough=True)
     np.testing.assert_allclose(block.form.value[tile[0], lane[0]], values[-1], rtol=1e-10)
     linear.initial_of.cache_clear()
+
+
+@pytest.mark.parametrize("width", [32, 1024])
+def test_the_tracked_eigenvalue_stays_the_largest(width):
+    """Along catapults other eigenvectors take over the top; a tracked vector must not be held by its own."""
+    sweep = sweep_of(8, 20, kappa=np.linspace(0.5, 3.9, 16), width=[width], steps=60, stop=cf.Stop(converged=None))
+    block = linear.start(sweep, np.arange(16))
+    form, spectrum = block.form, linear.span_of(sweep).sigma ** 2
+    for step in range(5, 61, 5):
+        linear.advance(block, step - 5, step)
+        seen = linear.observe(block, ("ntk_lambda_max",), step)["ntk_lambda_max"]
+        for member in np.flatnonzero(np.isfinite(seen)):
+            tile, lane = block.tile[member], block.lane[member]
+            C = form.state.packed[tile, :, lane][form.places][:8, :8]
+            top = np.linalg.eigvalsh(C + form.state.norm_v[tile, lane] * np.diag(spectrum))[-1]
+            np.testing.assert_allclose(seen[member], top, rtol=1e-11)
