@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from catapult_fast.errors import DataError
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.dense import lanes_on_cpu, single_on_cpu
 from catapult_fast.kernels.dense.state import Pairs, pairs
+from catapult_fast.machine import available_cores
 from catapult_fast.spectrum import NO_BOUND, PROVEN, Floats, Found, Request
 
 __all__ = ["fixed_vector", "solve"]
@@ -79,12 +79,7 @@ class _Job:
         self.found = pairs(self.count, request.k, self.n)
         self.flat = matrices.reshape(-1)
         self.flat.flags.writeable = False
-        self.workers = _cores() if request.workers is None else request.workers
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = available_cores() if request.workers is None else request.workers
 
 
 def _share(workers: int, count: int, size: int, make: Callable[[], Any], work: Callable[[int, int, Any], None]) -> None:

@@ -1,8 +1,9 @@
-"""The two forms of a linear network's state, and which one a sweep takes.
+"""The forms of a linear network's state, and which one a sweep takes.
 
 The triangular root is right at every width and serves every variant. The scaled blocks (A, F, C) are as
 accurate for widths of at least k + r and cheaper, because C is symmetric and is touched once a step; they
-serve one output under full-batch squared error without momentum or weight decay.
+serve one output under full-batch squared error without momentum or weight decay. They come with eight
+members in the lanes, with one member in columns, and with the block of a start shared by its members.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catapult_fast.compress import HeldOut, Span, compress, compress_test
-from catapult_fast.forms import LANES, NO_TRACE, Form, Root, form_of
+from catapult_fast.forms import LANES, NO_TRACE, Form, Root, form_of, wants_sharpness
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.linear import observe_on_cpu
 from catapult_fast.kernels.linear.ending_on_cpu import Trace
@@ -28,6 +28,7 @@ __all__ = [
     "initial_of",
     "observe",
     "rates_of",
+    "sharpness_of",
     "span_of",
     "start",
     "traced",
@@ -40,16 +41,13 @@ Present = NDArray[np.bool_]
 
 
 class Initial(NamedTuple):
-    """A start with the top eigenpair and residual of its tangent kernel and, if asked for, of its loss Hessian."""
+    """A start with the top eigenvalue, residual and eigenvector of its tangent kernel."""
 
     start: Start
     ntk: float
     residual: float
     ritz: Array
     prepared: Any
-    sharpness: float = math.nan
-    sharpness_residual: float = math.nan
-    sharp_ritz: Array | None = None
 
 
 @dataclass
@@ -102,24 +100,42 @@ def initial_of(sweep: Sweep, width: int, seed: int) -> Initial:
             root, sweep.data.k, span.sigma, span.directions, rest,
             scale=net.sigma_w / math.sqrt(width), root_n=root_n, width=width,
         )  # fmt: skip
-    return _with_curvature(sweep, begin)
+    return _with_ntk(sweep, begin)
 
 
-def _with_curvature(sweep: Sweep, begin: Start) -> Initial:
+def _alone(sweep: Sweep, begin: Start) -> tuple[Form, Any]:
+    """A form that holds one start, and what the start's members share."""
     form = form_of(sweep, span_of(sweep))(sweep, span_of(sweep), 1)
     first = np.zeros(1, np.intp)
     prepared = form.prepare(begin)
     form.place(begin, prepared, first, first)
     form.put("running", first, first, 1.0)
     form.put("root_n", first, first, begin.root_n)
+    return form, prepared
+
+
+def _with_ntk(sweep: Sweep, begin: Start) -> Initial:
+    form, prepared = _alone(sweep, begin)
     form.ntk(form.state.running)
-    initial = Initial(begin, float(form.value[0, 0]), float(form.residual[0, 0]), form.ritz(0, 0), prepared)
-    if isinstance(form, Root) and form.curvature is not None:
-        form.sharpness(form.state.running)
-        value, residual = float(form.value[0, 0]), float(form.residual[0, 0])
-        ritz = np.array(form.curvature.ritz[0, :, 0])
-        initial = initial._replace(sharpness=value, sharpness_residual=residual, sharp_ritz=ritz)
-    return initial
+    return Initial(begin, float(form.value[0, 0]), float(form.residual[0, 0]), form.ritz(0, 0), prepared)
+
+
+class Sharp(NamedTuple):
+    """The loss Hessian's top eigenvalue, residual and eigenvector of a start."""
+
+    value: float
+    residual: float
+    ritz: Array
+
+
+@lru_cache(maxsize=16)
+def sharpness_of(sweep: Sweep, width: int, seed: int) -> Sharp:
+    """Find the loss Hessian's top eigenvalue of one start."""
+    form, _ = _alone(sweep, initial_of(sweep, width, seed).start)
+    assert isinstance(form, Root)
+    assert form.curvature is not None
+    form.sharpness(form.state.running)
+    return Sharp(float(form.value[0, 0]), float(form.residual[0, 0]), np.array(form.curvature.ritz[0, :, 0]))
 
 
 def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
@@ -139,11 +155,14 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
     if isinstance(form, Root) and batch:
         form.set_batches(seeds, tile)
     block = LinearState(
-        sweep, tile, lane, form, _rest_of(sweep, form), *(np.empty(len(members)) for _ in range(6))
+        sweep, tile, lane, form, _rest_of(sweep, form), *(np.full(len(members), np.nan) for _ in range(6))
     )  # fmt: skip
     for w, s in sorted(set(zip(i_width.tolist(), i_seed.tolist(), strict=True))):
         here = np.flatnonzero((i_width == w) & (i_seed == s))
-        _fill(block, initial_of(sweep, int(sweep.width[w]), int(sweep.seeds[s])), here)
+        which = sweep, int(sweep.width[w]), int(sweep.seeds[s])
+        _fill(block, initial_of(*which), here)
+        if wants_sharpness(sweep):
+            _fill_sharpness(block, sharpness_of(*which), here)
     block.eta = rates_of(sweep, i_rate, block.initial_sharpness if sweep.axis == "c" else block.initial_ntk)
     runs = ~np.isnan(block.eta)
     form.put("eta", tile, lane, np.where(runs, block.eta, 0.0))
@@ -175,10 +194,14 @@ def _fill(block: LinearState, first: Initial, here: NDArray[np.intp]) -> None:
         norm = np.sum(begin.v**2) + begin.norm_u + begin.outside
         form.put("norm_bound", tile, lane, block.sweep.stop.diverged * norm)
     block.initial_ntk[here], block.initial_residual[here] = first.ntk, first.residual
-    block.initial_sharpness[here] = first.sharpness
-    block.initial_sharpness_residual[here] = first.sharpness_residual
-    if isinstance(form, Root) and form.curvature is not None:
-        form.curvature.ritz[tile, :, lane] = first.sharp_ritz
+
+
+def _fill_sharpness(block: LinearState, first: Sharp, here: NDArray[np.intp]) -> None:
+    """Put the curvature of one start into the members ``here`` of the block."""
+    block.initial_sharpness[here], block.initial_sharpness_residual[here] = first.value, first.residual
+    assert isinstance(block.form, Root)
+    assert block.form.curvature is not None
+    block.form.curvature.ritz[block.tile[here], :, block.lane[here]] = first.ritz
 
 
 def rates_of(sweep: Sweep, i_rate: NDArray[np.intp], curvature: Array) -> Array:

@@ -26,16 +26,14 @@ def bordered_bound(top, beta, alpha):
 
 
 @inner
-def _laguerre_step(alpha, beta, size, x, pivots):
-    """Distance from ``x``, above the spectrum, to the next iterate; leaves the pivots at ``x``."""
-    floor = magnitude(x) * 1e-18 + 1e-300
+def _laguerre_step(alpha, beta, size, x):
+    """Distance from ``x``, above the spectrum, to the next iterate."""
     pivot = x - load(alpha, 0)
     first, second = fill(x, 1.0), fill(x, 0.0)
     inverse = 1.0 / pivot
     slope = first * inverse
     total = slope
     squares = slope * slope - second * inverse
-    store(pivots, 0, select(pivot > floor, pivot, floor))
     for i in range(1, size):
         rolled()
         b = load(beta, i - 1)
@@ -47,27 +45,23 @@ def _laguerre_step(alpha, beta, size, x, pivots):
         slope = first * inverse
         total = total + slope
         squares = squares + (slope * slope - second * inverse)
-        store(pivots, i, select(pivot > floor, pivot, floor))
     spread = (size - 1.0) * (size * squares - total * total)
     step = float(size) / (total + sqrt(select(spread > 0.0, spread, 0.0)))
     return select(total > 0.0, step, 0.0)  # rounding has put x below the root: stay
 
 
 @inner
-def largest(alpha, beta, size, above, pivots):
+def largest(alpha, beta, size, above):
     """Return the largest eigenvalue of each leading ``size`` x ``size`` block.
 
-    ``alpha`` and ``beta`` are (m, 8), ``above`` a vector of upper bounds; ``pivots`` (m, 8) is left
-    with the positive pivots at the eigenvalue.
+    ``alpha`` and ``beta`` are (m, 8), ``above`` a vector of upper bounds.
     """
     x = above
     if size == 1:
-        x = load(alpha, 0)
-        store(pivots, 0, magnitude(x) * 1e-18 + 1e-300)
-        return x
+        return load(alpha, 0)
     for _ in range(_MAX_ITERATIONS):
         rolled()
-        step = _laguerre_step(alpha, beta, size, x, pivots)
+        step = _laguerre_step(alpha, beta, size, x)
         going = step > 2.0 * _EPS * magnitude(x)  # false for NaN
         x = select(going, x - step, x)
         if not any_lane(going):
@@ -76,50 +70,81 @@ def largest(alpha, beta, size, above, pivots):
 
 
 @inner
-def _twist(alpha, beta, size, x, pivots, backward):
-    """Fill the pivots from the other end; return per lane where the two meet best.
+def _guarded(pivot, x):
+    """The pivot away from 0, with its sign: one that rounding has put below 0 must not pass for the smallest."""
+    small = magnitude(x) * 1e-150 + 1e-300
+    return select(magnitude(pivot) > small, pivot, small)
 
-    The eigenvector is large where ``q_i + p_i - (x - a_i)`` is small, and both recurrences are
-    stable towards that place only (Fernando 1997, twisted factorisations).
-    """
-    floor = magnitude(x) * 1e-18 + 1e-300
+
+@inner
+def _from_above(alpha, beta, size, x, pivots, down):
+    """Pivots from row 0 on, and ``b_i/q_i``."""
+    pivot = _guarded(x - load(alpha, 0), x)
+    store(pivots, 0, pivot)
+    for i in range(1, size):
+        rolled()
+        b = load(beta, i - 1)
+        ratio = b / pivot
+        store(down, i - 1, ratio)
+        pivot = _guarded(x - load(alpha, i) - b * ratio, x)
+        store(pivots, i, pivot)
+
+
+@inner
+def _from_below(alpha, beta, size, x, pivots, up):
+    """``b_i/p_{i+1}``, and the row where the remainder is smallest."""
     p = x - load(alpha, size - 1)
     place, least = fill(x, size - 1.0), magnitude(load(pivots, size - 1))
-    for i in range(size - 1, -1, -1):
+    for i in range(size - 2, -1, -1):
         rolled()
-        if i < size - 1:
-            b = load(beta, i)
-            p = x - load(alpha, i) - b * b / p
-            gap = magnitude(load(pivots, i) + p - (x - load(alpha, i)))
-            closer = gap < least
-            place = select(closer, fill(x, float(i)), place)
-            least = select(closer, gap, least)
-        p = select(p > floor, p, floor)
-        store(backward, i, p)
+        b, gap = load(beta, i), x - load(alpha, i)
+        ratio = b / _guarded(p, x)
+        store(up, i, ratio)
+        p = gap - b * ratio
+        remainder = magnitude(load(pivots, i) - b * ratio)
+        closer = remainder < least
+        place = select(closer, fill(x, float(i)), place)
+        least = select(closer, remainder, least)
     return place
 
 
 @inner
-def eigenvector(alpha, beta, size, x, pivots, backward, weights):
-    """Fill ``weights`` (m, 8) with the unit eigenvector at ``x``, whose pivots are given."""
-    place = _twist(alpha, beta, size, x, pivots, backward)
-    s = total = fill(x, 0.0)
+def eigenvector(alpha, beta, size, x, pivots, down, up, weights):
+    """Fill ``weights`` with the unit eigenvector at ``x``, from pivots of both ends.
+
+    Pivots from above and from below meet at row i with the remainder ``q_i + p_i - (x - a_i)``; the vector
+    is large where that is smallest, and both recurrences are stable towards that row only (Fernando
+    1997, twisted factorizations).
+
+    Parameters
+    ----------
+    alpha, beta : (size, 8)
+    size : int
+    x : vector
+        Eigenvalue, to rounding.
+    pivots, down, up : (size, 8)
+        Scratch.
+    weights : (size, 8)
+        Out.
+    """
+    _from_above(alpha, beta, size, x, pivots, down)
+    place = _from_below(alpha, beta, size, x, pivots, up)
+    s = squares = fill(x, 0.0)
     for i in range(size - 1, -1, -1):
         rolled()
         if i < size - 1:
-            s = load(beta, i) * s / load(pivots, i)
+            s = load(down, i) * s
         s = select(place == float(i), 1.0, s)
         store(weights, i, s)
-        total = total + s * s
+        squares = squares + s * s
     s = fill(x, 0.0)
     for i in range(1, size):
         rolled()
-        before = select(place == i - 1.0, 1.0, s)
-        s = load(beta, i - 1) * before / load(backward, i)
+        s = select(place == i - 1.0, 1.0, s) * load(up, i - 1)
         s = select(place < float(i), s, 0.0)
-        total = total + s * s
+        squares = squares + s * s
         store(weights, i, load(weights, i) + s)
-    scale = 1.0 / sqrt(total)
+    scale = 1.0 / sqrt(squares)
     for i in range(size):
         rolled()
         store(weights, i, load(weights, i) * scale)

@@ -16,7 +16,6 @@ from catapult_fast.kernels import tridiagonal
 from catapult_fast.kernels.compile import inner
 from catapult_fast.kernels.dense.rounding import UNIT
 from catapult_fast.kernels.dense.tiles import multiply
-from catapult_fast.kernels.dense.twisted import vector
 from catapult_fast.kernels.dense.vectors import add_multiple, dot, first_lane
 from catapult_fast.kernels.simd import fill, fma, load, sqrt, store, total
 
@@ -112,8 +111,8 @@ def _top(r, size, frobenius, widest):
     for i in range(size):
         store(r.shifted, i, load(r.alpha, i) + frobenius)
     above = fill(load(r.alpha, 0), (widest + frobenius) * (1.0 + 1e-12) + 1e-290)
-    x = tridiagonal.largest(r.shifted, r.beta, size, above, r.pivots)
-    vector(r.shifted, r.beta, size, x, r.pivots, r.down, r.up, r.weights)
+    x = tridiagonal.largest(r.shifted, r.beta, size, above)
+    tridiagonal.eigenvector(r.shifted, r.beta, size, x, r.pivots, r.down, r.up, r.weights)
     return number(x) - frobenius
 
 

@@ -16,7 +16,6 @@ from catapult_fast.kernels import tridiagonal
 from catapult_fast.kernels.compile import inner, jit
 from catapult_fast.kernels.dense.reduce import back_transform, reduce, row
 from catapult_fast.kernels.dense.rounding import TINY, UNIT, factor_error, quotient_error
-from catapult_fast.kernels.dense.twisted import vector
 from catapult_fast.kernels.dense.vectors import dot, larger, load_at, transpose
 from catapult_fast.kernels.simd import LANES, empty, fill, fma, load, magnitude, select, sqrt, store, widen
 
@@ -247,8 +246,8 @@ def _propose(matrix, n, w, at):
     longest, widest = _size_of_columns(alpha, beta, n)
     for i in range(n):
         store(alpha, i, load(alpha, i) + widest)
-    top = tridiagonal.largest(alpha, beta, n, 2.0 * widest, pivots)
-    vector(alpha, beta, n, top, pivots, v, x, weights)
+    top = tridiagonal.largest(alpha, beta, n, 2.0 * widest)
+    tridiagonal.eigenvector(alpha, beta, n, top, pivots, v, x, weights)
     back_transform(w.work, n, scale, weights, w.vectors, at)
     return larger(magnitude(top - widest), longest)
 

@@ -36,7 +36,8 @@ class Workspace(NamedTuple):
     alpha: np.ndarray  # (m, 8)
     beta: np.ndarray  # (m, 8)
     pivots: np.ndarray  # (m, 8)
-    backward: np.ndarray  # (m, 8)
+    down: np.ndarray  # (m, 8)
+    up: np.ndarray  # (m, 8)
     trial: np.ndarray  # (m, 8)
     weights: np.ndarray  # (m, 8)
     running: np.ndarray  # (8,) 1.0 where the lane still iterates
@@ -45,7 +46,7 @@ class Workspace(NamedTuple):
 def workspace(dimension: int, vectors: int, basis: int = MAX_BASIS) -> Workspace:
     """Allocate the scratch for operators of a dimension, held in so many SIMD vectors."""
     m = min(dimension, basis)
-    small = [simd.zeros((m,), np.float64) for _ in range(6)]
+    small = [simd.zeros((m,), np.float64) for _ in range(7)]
     basis, product = simd.zeros((m + 1, vectors), np.float64), simd.zeros((vectors,), np.float64)
     return Workspace(basis, product, *small, simd.zeros((1,), np.float64))
 
@@ -176,8 +177,8 @@ def _expand(operator, mu, work, k, r):
 @inner
 def _ritz_pair(work, size, above, beta):
     """Largest eigenvalue of T, whose vector goes into ``work.trial``, and the residual of the Ritz pair."""
-    top = largest(work.alpha, work.beta, size, above, work.pivots)
-    eigenvector(work.alpha, work.beta, size, top, work.pivots, work.backward, work.trial)
+    top = largest(work.alpha, work.beta, size, above)
+    eigenvector(work.alpha, work.beta, size, top, work.pivots, work.down, work.up, work.trial)
     tail = beta * load(work.trial, size - 1)
     return top, sqrt(tail * tail + squared_residual(work.alpha, work.beta, size, top, work.trial))
 
