@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catapult_fast import store
 from catapult_fast.errors import StorageError
+from catapult_fast.files import check_writable
+from catapult_fast.hdf5 import Reader, read_file
 from catapult_fast.kernels.outcome import NOT_RUN
 from catapult_fast.layout import coordinates, variables
+from catapult_fast.shards import open_parts
+from catapult_fast.store import write_arrays
 from catapult_fast.sweep import Sweep
 from catapult_fast.sweep_toml import read_stored
 
@@ -43,7 +46,7 @@ class Results:
         Name of the rate axis.
     """
 
-    def __init__(self, attrs: Mapping[str, Any], dims: Mapping[str, tuple[str, ...]], read: store.Reader) -> None:
+    def __init__(self, attrs: Mapping[str, Any], dims: Mapping[str, tuple[str, ...]], read: Reader) -> None:
         self.attrs = dict(attrs)
         self.dims = dict(dims)
         self._read = read
@@ -156,9 +159,9 @@ class Results:
             raise StorageError(f"{target} exists; remove it or choose another name")
         if (self.status == NOT_RUN).any():
             raise StorageError(f"the results for {target} are of a run in progress; finish it first")
-        store.check_writable(target)
+        check_writable(target)
         arrays = {v.name: self._array(v.name) for v in variables(self.sweep)}
-        store.write_arrays(target, self.sweep, self.attrs, arrays)
+        write_arrays(target, self.sweep, self.attrs, arrays)
 
 
 def open_results(path: str | PathLike[str]) -> Results:
@@ -171,6 +174,6 @@ def open_results(path: str | PathLike[str]) -> Results:
     """
     target = Path(path)
     if target.is_dir():
-        sweep, attrs, arrays = store.open_parts(target, lambda attrs, read: read_stored(attrs["sweep_toml"], read))
+        sweep, attrs, arrays = open_parts(target, lambda attrs, read: read_stored(attrs["sweep_toml"], read))
         return Results.of_arrays(sweep, attrs, arrays)
-    return Results(*store.read_file(target))
+    return Results(*read_file(target))

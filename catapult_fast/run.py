@@ -104,7 +104,8 @@ class _Job:
 
 
 def _run_in_memory(job: _Job) -> Results:
-    from catapult_fast.store import attributes, missing_arrays, put_members
+    from catapult_fast.hdf5 import attributes
+    from catapult_fast.shards import missing_arrays, put_members
 
     arrays = missing_arrays(job.sweep)
 
@@ -117,25 +118,27 @@ def _run_in_memory(job: _Job) -> Results:
 
 
 def _run_to_file(job: _Job, path: Path) -> Results:
-    from catapult_fast import store
+    from catapult_fast import shards
+    from catapult_fast.files import check_writable
+    from catapult_fast.store import merge
 
     if path.is_dir():
         raise StorageError(f"{path} is a folder; give the name of a file")
-    folder = store.parts_folder(path)
+    folder = shards.parts_folder(path)
     if path.exists():
         found = open_results(path)
         if found.attrs["sweep_digest"] != job.sweep.digest:
             raise SweepMismatch(f"{path} holds the results of another sweep; choose another output or remove it")
-        store.remove_parts(folder, job.sweep)
+        shards.remove_parts(folder, job.sweep)
         return found
-    store.check_writable(path)
-    store.prepare_parts(folder, job.sweep, job.backend)
+    check_writable(path)
+    shards.prepare_parts(folder, job.sweep, job.backend)
 
     def keep(low: int, high: int, values: Arrays) -> None:
-        store.write_shard(folder, job.sweep, low, high, values)
+        shards.write_shard(folder, job.sweep, low, high, values)
 
-    _compute(job, store.missing_ranges(folder, job.sweep), keep)
-    store.merge(path, job.sweep, job.backend, job.provenance())
+    _compute(job, shards.missing_ranges(folder, job.sweep), keep)
+    merge(path, job.sweep, job.backend, job.provenance())
     return open_results(path)
 
 

@@ -91,7 +91,7 @@ def missed(results: Results) -> int:
 
 def progress_of(path: Path, as_json: bool) -> Answer:
     """Members done, of a finished file or of a run in progress."""
-    from catapult_fast.store import parts_folder
+    from catapult_fast.shards import parts_folder
 
     target = path if path.exists() else parts_folder(path)
     results = open_results(target)

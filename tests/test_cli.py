@@ -14,7 +14,7 @@ import pytest
 
 import catapult_fast as cf
 from catapult_fast import cli, summary
-from catapult_fast.store import parts_folder
+from catapult_fast.shards import parts_folder
 
 run_module = sys.modules[cf.run.__module__]
 
@@ -406,7 +406,7 @@ def test_a_full_disk(call, monkeypatch):
     def fail(*_):
         raise cf.StorageError("writing out.h5 failed: No space left on device")
 
-    monkeypatch.setattr("catapult_fast.store.write_shard", fail)
+    monkeypatch.setattr("catapult_fast.shards.write_shard", fail)
     code, out, err = call("run", "sweep.toml")
     assert (code, out) == (5, "")
     assert err == "catapult-fast: writing out.h5 failed: No space left on device\n"

@@ -16,8 +16,10 @@ import xarray
 from numpy.testing import assert_array_equal
 
 import catapult_fast as cf
-from catapult_fast import engines, store
+from catapult_fast import engines, shards, store
+from catapult_fast.hdf5 import attributes
 from catapult_fast.kernels.outcome import CONVERGED, NOT_RUN
+from catapult_fast.shards import parts_folder
 
 run_module = sys.modules[cf.run.__module__]
 
@@ -96,7 +98,7 @@ def test_attributes(finished):
         attrs = dict(file.attrs)
     provenance = json.loads(attrs.pop("provenance_json"))
     assert cf.Sweep.from_toml is not None
-    assert attrs.pop("sweep_toml") == store.attributes(SWEEP, "cpu", {})["sweep_toml"]
+    assert attrs.pop("sweep_toml") == attributes(SWEEP, "cpu", {})["sweep_toml"]
     assert attrs == {
         "Conventions": "CF-1.11",
         "title": "Learning-rate sweep of TwoLayerLinear on four points",
@@ -499,7 +501,7 @@ def test_only_the_missing_shards_are_computed(tmp_path, monkeypatch, sweep):
 
 
 def shard_files(path):
-    return sorted(store.parts_folder(path).glob("members-*.h5"))
+    return sorted(parts_folder(path).glob("members-*.h5"))
 
 
 def truncate(shard):
@@ -551,7 +553,7 @@ def test_overlapping_shards(tmp_path, monkeypatch, memory):
     interrupted(SWEEP, tmp_path / "other.h5", monkeypatch, after=1, shard_members=16)
     shard_files(tmp_path / "out.h5")[0].unlink()  # members 5 to 9 are left, and lie within the other
     for shard in shard_files(tmp_path / "other.h5"):
-        shard.rename(store.parts_folder(tmp_path / "out.h5") / shard.name)
+        shard.rename(parts_folder(tmp_path / "out.h5") / shard.name)
     seen = count_members(monkeypatch)
     assert_same_results(run(SWEEP, tmp_path / "out.h5"), memory)
     assert members_of(seen) == list(range(16, 24))
@@ -574,14 +576,14 @@ def test_all_shards_but_no_file(tmp_path, monkeypatch, memory):
 def test_interrupted_before_the_shards_were_removed(tmp_path, monkeypatch, memory):
     """The file is whole: the next run gives its results, and the shards go."""
     with monkeypatch.context() as patch:
-        patch.setattr(store.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(shards.shutil, "rmtree", lambda *_, **__: None)
         for name in ("rmdir", "unlink"):
             patch.setattr(Path, name, lambda *_, **__: None)
         run(SWEEP, tmp_path / "out.h5", shard_members=7)
-    assert store.parts_folder(tmp_path / "out.h5").is_dir()
+    assert parts_folder(tmp_path / "out.h5").is_dir()
     forbid_computing(monkeypatch)
     assert_same_results(run(SWEEP, tmp_path / "out.h5"), memory)
-    assert not store.parts_folder(tmp_path / "out.h5").exists()
+    assert not parts_folder(tmp_path / "out.h5").exists()
 
 
 def test_a_failed_merge_keeps_everything(tmp_path, monkeypatch, memory):
@@ -603,7 +605,7 @@ def test_a_failed_merge_keeps_everything(tmp_path, monkeypatch, memory):
 
 def test_results_of_a_run_in_progress(tmp_path, monkeypatch, memory):
     done = members_of(interrupted(SWEEP, tmp_path / "out.h5", monkeypatch))
-    partial = cf.open_results(store.parts_folder(tmp_path / "out.h5"))
+    partial = cf.open_results(parts_folder(tmp_path / "out.h5"))
     assert partial.sweep == SWEEP
     assert partial.dims == memory.dims
     is_done = np.isin(np.arange(24), done).reshape(SWEEP.shape)
@@ -666,13 +668,13 @@ def test_killed_and_resumed(tmp_path, monkeypatch):
     (tmp_path / "sweep.toml").write_text(LONG)
     path = tmp_path / "out.h5"
     with child(tmp_path) as process:
-        store.parts_folder(path).mkdir()
+        parts_folder(path).mkdir()
         wait_for_shards(process, path, 3)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert not path.exists()
     sweep = cf.Sweep.from_toml(tmp_path / "sweep.toml")
-    assert 30 <= int(np.sum(cf.open_results(store.parts_folder(path)).status > 0)) < sweep.n_members
+    assert 30 <= int(np.sum(cf.open_results(parts_folder(path)).status > 0)) < sweep.n_members
     seen = count_members(monkeypatch)
     run(sweep, path)
     assert 0 < len(members_of(seen)) <= sweep.n_members - 30

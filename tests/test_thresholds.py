@@ -9,10 +9,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import catapult_fast as cf
 from catapult_fast import theory, thresholds
+from catapult_fast.hdf5 import attributes
 from catapult_fast.kernels.outcome import CONVERGED, DONE, NO_RATE, NOT_FINITE, OVER_BOUND
 from catapult_fast.results import Results
+from catapult_fast.shards import missing_arrays
 from catapult_fast.starts import draw_root
-from catapult_fast.store import attributes, missing_arrays
 
 X = np.array([[1.0, 2.0], [0.5, 0.0], [-2.0, 1.0]])
 NAN, INF = np.nan, np.inf
