@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,17 +12,18 @@ from catapult_fast.kernels import simd
 from catapult_fast.kernels.dense import lanes_on_cpu, single_on_cpu
 from catapult_fast.kernels.dense.state import Pairs, pairs
 from catapult_fast.machine import available_cores
+from catapult_fast.sharing import share, together
 from catapult_fast.spectrum import NO_BOUND, PROVEN, Floats, Found, Request
 
 __all__ = ["fixed_vector", "solve"]
 
-# Sizes up to which eight matrices go through the lanes, for one pair and for several. Measured on Zen 4,
-# proof included: on flat spectra (Wishart) the times cross at n = 130 and 144, on eigenvalues 1/i below
-# 64; these are the sizes where the two factors are equal.
-_LANES_UP_TO = (80, 96)
+# Size up to which eight matrices go through the lanes. Measured on Zen 4, proof included: on flat spectra
+# (Wishart) the times cross at n = 150, on eigenvalues 1/i at 75; near 100 the two factors are equal.
+_LANES_UP_TO = 96
 _ASYMMETRY = 64  # units of rounding of the largest entry that A may differ from its transpose
 _EXTREME = 900  # exponents from which a scaled number may leave the range of float64
-_CHUNK_WORK = 2e6  # multiply-adds that are worth handing to a thread
+_CHUNK_WORK = 5e5  # multiply-adds that are worth handing to a thread
+_TURNS = 8  # chunks of a thread, so that none waits long for another
 
 
 def solve(matrices: NDArray[Any], request: Request, start: Floats | None) -> Found:
@@ -60,7 +58,7 @@ def _empty(request: Request, n: int) -> Found:
 def _end(matrices: NDArray[Any], sign: float, request: Request, start: Floats | None) -> Pairs:
     """The k largest pairs of the matrices times ``sign``."""
     job = _Job(matrices, sign, request)
-    if job.n <= _LANES_UP_TO[request.k > 1]:
+    if job.n <= _LANES_UP_TO:
         _in_lanes(job)
     else:
         _one_by_one(job, start)
@@ -82,39 +80,20 @@ class _Job:
         self.workers = available_cores() if request.workers is None else request.workers
 
 
-def _share(workers: int, count: int, size: int, make: Callable[[], Any], work: Callable[[int, int, Any], None]) -> None:
-    """Work through ``count`` items in chunks of ``size``: this thread and further ones take the next chunk in turn."""
-    chunks = range(0, count, size)
-    turns = itertools.count()
-    errors: list[BaseException] = []
-
-    def take() -> None:
-        try:
-            scratch = make()
-            while (turn := next(turns)) < len(chunks) and not errors:
-                work(chunks[turn], min(chunks[turn] + size, count), scratch)
-        except BaseException as error:  # noqa: BLE001  (raised again below)
-            errors.append(error)
-
-    others = [threading.Thread(target=take) for _ in range(min(workers, len(chunks)) - 1)]
-    for thread in others:
-        thread.start()
-    take()
-    for thread in others:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
 def _in_lanes(job: _Job) -> None:
-    n, request = job.n, job.request
-    eights = max(1, int(_CHUNK_WORK / (8.0 * request.k * (n**3 + 50.0 * n))))
-    fair = -(-job.count // (8 * job.workers))  # no larger than the share of a thread
+    n, request, count = job.n, job.request, job.count
+    least = int(_CHUNK_WORK / (8.0 * request.k * (n**3 + 50.0 * n)))
+    fair = -(-count // (8 * job.workers))
+    eights = min(max(least, fair // _TURNS, 1), fair)
+    turns = np.zeros(1, np.int64)
 
-    def work(first: int, last: int, scratch: lanes_on_cpu.Work) -> None:
-        lanes_on_cpu.solve(job.flat, n, request.k, job.sign, request.certify, first, last, scratch, job.found)
+    def work(scratch: lanes_on_cpu.Work) -> None:
+        lanes_on_cpu.solve(
+            job.flat, n, request.k, job.sign, request.certify, request.tol, count, eights, turns, scratch, job.found
+        )  # fmt: skip
 
-    _share(job.workers, job.count, 8 * min(eights, fair), lambda: lanes_on_cpu.workspace(n, request.k), work)
+    threads = min(job.workers, -(-count // (8 * eights)))
+    together(work, [lanes_on_cpu.workspace(n, request.k) for _ in range(threads)])
 
 
 class _Given(NamedTuple):
@@ -148,7 +127,7 @@ def _single(job: _Job, given: _Given, limit: int, places: NDArray[np.int64], wor
                 request.certify, b, b + 1, scratch, job.found,
             )  # fmt: skip
 
-    _share(
+    share(
         workers, len(places), 1, lambda: single_on_cpu.workspace(n, request.k, limit, request.certify), work
     )  # fmt: skip
 
@@ -175,10 +154,12 @@ def _check_symmetry(job: _Job) -> None:
 def _open(job: _Job) -> NDArray[np.int64]:
     """Matrices without an answer so far; a proof is an answer, be it wide."""
     found, request = job.found, job.request
-    short = ~(found.residuals <= request.tol * found.norm[:, None]).all(axis=1)
+    short = ~(found.residuals <= request.tol * found.norm[:, None])
     if request.certify:
-        short |= (found.proven == 0).any(axis=1)
-    return np.flatnonzero(short & np.isfinite(found.frobenius) & (found.frobenius > 0))
+        short |= found.proven == 0
+    if not short.any():
+        return np.empty(0, np.int64)
+    return np.flatnonzero(short.any(axis=1) & np.isfinite(found.frobenius) & (found.frobenius > 0))
 
 
 def _directly(job: _Job, places: NDArray[np.int64]) -> None:
@@ -213,71 +194,82 @@ def _scaled(job: _Job, b: int) -> Floats:
 
 def _finish(found: Pairs, sign: float, norm: Floats, request: Request) -> Found:
     """One end in the matrices' units, descending."""
-    found = _descending(found)
-    lower, upper = np.maximum.accumulate(found.lower[:, ::-1], axis=1)[:, ::-1], found.upper
-    proven = found.proven > 0
-    upper = np.minimum.accumulate(upper, axis=1) if request.certify else np.full_like(upper, np.inf)
+    if request.k > 1:
+        found = _descending(found)
+    lower, upper = found.lower, found.upper
+    if not request.certify:
+        upper = np.full_like(upper, np.inf)
     converged = found.residuals <= request.tol * norm[:, None]
-    if request.certify:
-        converged &= proven
     bound = np.full(upper.shape, PROVEN if request.certify else NO_BOUND, np.int8)
-    scaled = lower, upper
-    values, vectors = found.values, found.vectors
-    values, residuals = _unscaled(values, found), _unscaled(found.residuals, found)
-    lower, upper = _outward(lower, found, -np.inf), _outward(upper, found, np.inf)
-    if request.certify:  # the width of what is handed out, which the smallest numbers cannot hold exactly
-        converged &= _width(lower, upper, scaled, found) <= 4.0 * request.tol * norm[:, None]
-    result = Found(values, residuals, lower, upper, bound, converged, found.iterations, vectors)
-    result = _special(result, found)
+    extreme = np.abs(found.exponent) > _EXTREME
+    if extreme.any():
+        values, residuals = _unscaled(found.values, found), _unscaled(found.residuals, found)
+        outer = _outward(lower, found, extreme, -np.inf), _outward(upper, found, extreme, np.inf)
+        width = _width(outer, upper - lower, found, extreme)
+    else:
+        factor = _power_of_two(found)
+        values, residuals = found.values * factor, found.residuals * factor
+        outer, width = (lower * factor, upper * factor), upper - lower
+    if request.certify:
+        converged &= (found.proven > 0) & (width <= 4.0 * request.tol * norm[:, None])
+    result = Found(values, residuals, *outer, bound, converged, found.iterations, found.vectors)
+    if not ((found.frobenius > 0) & (found.frobenius < np.inf)).all() or extreme.any():
+        result = _special(result, found)
     return result if sign > 0 else _mirrored(result)
 
 
 def _descending(found: Pairs) -> Pairs:
-    """Pairs of equal eigenvalues may come in either order; upper bounds belong to places, not to vectors."""
-    if not (np.diff(found.values, axis=1) > 0).any():
-        return found
+    """Values and their bounds in descending order.
+
+    Pairs of equal eigenvalues may come in either order; upper bounds belong to places, not to vectors.
+    """
+    found = found._replace(upper=np.minimum.accumulate(found.upper, axis=1))
+    if not (found.values[:, 1:] > found.values[:, :-1]).any():
+        return found._replace(lower=_rising(found.lower))
     order = np.argsort(-found.values, axis=1, kind="stable")
     values, residuals, lower = (
         np.take_along_axis(a, order, axis=1) for a in (found.values, found.residuals, found.lower)
     )  # fmt: skip
     vectors = np.take_along_axis(found.vectors, order[:, :, None], axis=1)
-    return found._replace(values=values, residuals=residuals, lower=lower, vectors=vectors)
+    return found._replace(values=values, residuals=residuals, lower=_rising(lower), vectors=vectors)
+
+
+def _rising(lower: Floats) -> Floats:
+    """A lower bound of an eigenvalue is one of all larger ones."""
+    result: Floats = np.maximum.accumulate(lower[:, ::-1], axis=1)[:, ::-1]
+    return result
+
+
+def _power_of_two(found: Pairs) -> Floats:
+    """``2^exponent`` for ordinary exponents, made from its bits: ``ldexp`` is slow."""
+    bits = (found.exponent.astype(np.int64) + 1023) << 52
+    factor: Floats = bits.view(np.float64)[:, None]
+    return factor
 
 
 def _unscaled(array: Floats, found: Pairs) -> Floats:
-    """In the matrices' units; ordinary powers of two are made from their bits, which ``ldexp`` is slow at."""
-    if (np.abs(found.exponent) <= _EXTREME).all():
-        bits = (found.exponent.astype(np.int64) + 1023) << 52
-        factor: Floats = bits.view(np.float64)[:, None]
-        return array * factor
     with np.errstate(over="ignore", under="ignore"):
         result: Floats = np.ldexp(array, found.exponent[:, None])
     return result
 
 
-def _outward(array: Floats, found: Pairs, towards: float) -> Floats:
+def _outward(array: Floats, found: Pairs, extreme: NDArray[np.bool_], towards: float) -> Floats:
     """Bounds in the matrices' units; where that number does not exist, the next one outward."""
     scaled = _unscaled(array, found)
-    extreme = np.abs(found.exponent) > _EXTREME
-    if extreme.any():
-        with np.errstate(over="ignore", under="ignore"):
-            back = np.ldexp(scaled, -found.exponent[:, None])
-            wrong = (back > array) if towards < 0 else (back < array)
-            moved = np.where(wrong & extreme[:, None], np.nextafter(scaled, towards), scaled)
-        limit = np.finfo(np.float64).max
-        inner = (moved == -towards) & np.isfinite(array)
-        return np.where(inner, np.copysign(limit, -towards), moved)
-    return scaled
-
-
-def _width(lower: Floats, upper: Floats, scaled: tuple[Floats, Floats], found: Pairs) -> Floats:
-    """Distance of the bounds in scaled units."""
-    extreme = np.abs(found.exponent) > _EXTREME
-    if not extreme.any():
-        return scaled[1] - scaled[0]
     with np.errstate(over="ignore", under="ignore"):
-        back = [np.ldexp(array, -found.exponent[:, None]) for array in (lower, upper)]
-    return np.where(extreme[:, None], back[1] - back[0], scaled[1] - scaled[0])
+        back = np.ldexp(scaled, -found.exponent[:, None])
+        wrong = (back > array) if towards < 0 else (back < array)
+        moved = np.where(wrong & extreme[:, None], np.nextafter(scaled, towards), scaled)
+    limit = np.finfo(np.float64).max
+    inner = (moved == -towards) & np.isfinite(array)
+    return np.where(inner, np.copysign(limit, -towards), moved)
+
+
+def _width(outer: tuple[Floats, Floats], width: Floats, found: Pairs, extreme: NDArray[np.bool_]) -> Floats:
+    """Distance of the bounds in scaled units: where numbers lack digits, of what is handed out."""
+    with np.errstate(over="ignore", under="ignore"):
+        lower, upper = (np.ldexp(array, -found.exponent[:, None]) for array in outer)
+    return np.where(extreme[:, None], upper - lower, width)
 
 
 def _special(result: Found, found: Pairs) -> Found:
@@ -285,8 +277,6 @@ def _special(result: Found, found: Pairs) -> Found:
     zero, bad = found.frobenius == 0, ~np.isfinite(found.frobenius)
     lost = ~np.isfinite(result.values).all(axis=1) & ~bad & ~zero  # an eigenvalue beyond the largest number
     result.converged[lost] = False
-    if not (zero.any() or bad.any()):
-        return result
     for array in (result.values, result.residuals, result.lower, result.upper):
         array[zero] = 0.0
         array[bad] = np.nan

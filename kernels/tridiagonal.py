@@ -1,9 +1,9 @@
 """Largest eigenvalue of a symmetric tridiagonal matrix, eight matrices at once.
 
-``p(x) = det(x - T)`` is the product of the pivots ``q_i = x - a_i - b_{i-1}^2/q_{i-1}``, so its
-logarithmic derivatives come from one pass. Laguerre's iteration started above the largest root
-falls on it monotonically and cubically, since all roots are real (Parlett, The Symmetric
-Eigenvalue Problem, 1980, section 3; derived for pivots here).
+``p(x) = det(x - T)`` and its first two derivatives follow a recurrence of three terms, without a
+division in its chain; in units of the norm eight rows cannot leave the range of float64. Laguerre's
+iteration started above the largest root falls on it monotonically and cubically, since all roots are
+real (Parlett, The Symmetric Eigenvalue Problem, 1980, section 3).
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import numpy as np
 
 from catapult_fast.kernels.compile import inner
 from catapult_fast.kernels.loops import rolled
-from catapult_fast.kernels.simd import any_lane, fill, load, magnitude, select, sqrt, store
+from catapult_fast.kernels.simd import any_lane, fill, fma, load, magnitude, select, sqrt, store
 
 _EPS = np.finfo(np.float64).eps
 _MAX_ITERATIONS = 40
+_RENORMALIZED = 8  # rows after which the polynomials are divided by the first one
+_SMALLEST = 1e-300  # a norm whose inverse exists
 
 
 @inner
@@ -26,82 +28,116 @@ def bordered_bound(top, beta, alpha):
 
 
 @inner
-def _laguerre_step(alpha, beta, size, x):
-    """Distance from ``x``, above the spectrum, to the next iterate."""
-    pivot = x - load(alpha, 0)
-    first, second = fill(x, 1.0), fill(x, 0.0)
-    inverse = 1.0 / pivot
-    slope = first * inverse
-    total = slope
-    squares = slope * slope - second * inverse
-    for i in range(1, size):
+def _in_units(alpha, beta, size, diagonal, squares):
+    """T in units of a bound of its norm: its diagonal and squared off-diagonal. Returns the unit."""
+    unit = before = fill(load(alpha, 0), 0.0)
+    for i in range(size):
         rolled()
-        b = load(beta, i - 1)
-        t = b * b * inverse
-        second = t * (second * inverse - 2.0 * slope * slope)
-        first = 1.0 + t * slope
-        pivot = x - load(alpha, i) - t
-        inverse = 1.0 / pivot
-        slope = first * inverse
-        total = total + slope
-        squares = squares + (slope * slope - second * inverse)
-    spread = (size - 1.0) * (size * squares - total * total)
-    step = float(size) / (total + sqrt(select(spread > 0.0, spread, 0.0)))
-    return select(total > 0.0, step, 0.0)  # rounding has put x below the root: stay
+        after = magnitude(load(beta, i)) if i + 1 < size else fill(unit, 0.0)
+        reach = magnitude(load(alpha, i)) + before + after
+        unit = select(reach > unit, reach, unit)
+        before = after
+    unit = select(unit > _SMALLEST, unit, 1.0)
+    scale = 1.0 / unit
+    for i in range(size):
+        rolled()
+        b = scale * load(beta, i) if i + 1 < size else fill(unit, 0.0)
+        store(diagonal, i, scale * load(alpha, i))
+        store(squares, i, b * b)
+    return unit
 
 
 @inner
-def largest(alpha, beta, size, above):
+def _laguerre_step(diagonal, squares, size, x):
+    """Distance from ``x``, above the spectrum, to the next iterate."""
+    p, p1, p2 = x - load(diagonal, 0), fill(x, 1.0), fill(x, 0.0)
+    q, q1, q2 = fill(x, 1.0), fill(x, 0.0), fill(x, 0.0)  # those of one row less
+    for i in range(1, size):
+        rolled()
+        gap, square = x - load(diagonal, i), -load(squares, i - 1)
+        p, q = fma(gap, p, square * q), p
+        p1, q1 = fma(gap, p1, fma(square, q1, q)), p1
+        p2, q2 = fma(gap, p2, fma(square, q2, q1)), p2
+        if i % _RENORMALIZED == 0:
+            scale = select(p > 0.0, 1.0 / p, 1.0)
+            p, p1, p2 = scale * p, scale * p1, scale * p2
+            q, q1, q2 = scale * q, scale * q1, scale * q2
+    spread = (size - 1.0) * fma(size - 1.0, p1 * p1, -2.0 * size * p * p2)
+    step = float(size) * p / (p1 + sqrt(select(spread > 0.0, spread, 0.0)))
+    return select(p > 0.0, step, 0.0)  # rounding has put x below the root: stay
+
+
+@inner
+def largest(alpha, beta, size, above, diagonal, squares):
     """Return the largest eigenvalue of each leading ``size`` x ``size`` block.
 
-    ``alpha`` and ``beta`` are (m, 8), ``above`` a vector of upper bounds.
+    ``alpha`` and ``beta`` are (m, 8), ``above`` a vector of upper bounds; ``diagonal`` and ``squares``,
+    (m, 8), are scratch.
     """
-    x = above
     if size == 1:
         return load(alpha, 0)
+    unit = _in_units(alpha, beta, size, diagonal, squares)
+    x = above / unit
     for _ in range(_MAX_ITERATIONS):
         rolled()
-        step = _laguerre_step(alpha, beta, size, x)
-        going = step > 2.0 * _EPS * magnitude(x)  # false for NaN
+        step = _laguerre_step(diagonal, squares, size, x)
+        going = step > _EPS  # false for NaN
         x = select(going, x - step, x)
         if not any_lane(going):
             break
-    return x
+    return x * unit
 
 
 @inner
-def _guarded(pivot, x):
+def below(alpha, beta, size, x):
+    """The lanes in which all eigenvalues of T lie below ``x``: all pivots of ``x - T`` are positive.
+
+    They are those of a matrix that differs from T by at most ``u (|x| + 6 |T|)`` (Kahan 1966).
+    """
+    pivot = x - load(alpha, 0)
+    positive = pivot > 0.0
+    for i in range(1, size):
+        rolled()
+        b = load(beta, i - 1)
+        pivot = x - load(alpha, i) - b * b / pivot
+        positive = positive & (pivot > 0.0)
+    return positive
+
+
+@inner
+def _guarded(pivot, size):
     """The pivot away from 0, with its sign: one that rounding has put below 0 must not pass for the smallest."""
-    small = magnitude(x) * 1e-150 + 1e-300
+    small = size * 1e-150 + 1e-300
     return select(magnitude(pivot) > small, pivot, small)
 
 
 @inner
-def _from_above(alpha, beta, size, x, pivots, down):
-    """Pivots from row 0 on, and ``b_i/q_i``."""
-    pivot = _guarded(x - load(alpha, 0), x)
-    store(pivots, 0, pivot)
+def _from_both_ends(alpha, beta, size, x, pivots, down, up):
+    """Pivots from row 0 on, ``b_i/q_i``, and ``b_i/p_{i+1}`` with the pivots p from the last row on.
+
+    Two chains of divisions, worked side by side.
+    """
+    q, p = x - load(alpha, 0), x - load(alpha, size - 1)
+    store(pivots, 0, q)
     for i in range(1, size):
         rolled()
-        b = load(beta, i - 1)
-        ratio = b / pivot
+        k = size - 1 - i
+        b, c = load(beta, i - 1), load(beta, k)
+        ratio = b / _guarded(q, magnitude(x) + magnitude(b))
+        other = c / _guarded(p, magnitude(x) + magnitude(c))
         store(down, i - 1, ratio)
-        pivot = _guarded(x - load(alpha, i) - b * ratio, x)
-        store(pivots, i, pivot)
+        store(up, k, other)
+        q, p = x - load(alpha, i) - b * ratio, x - load(alpha, k) - c * other
+        store(pivots, i, q)
 
 
 @inner
-def _from_below(alpha, beta, size, x, pivots, up):
-    """``b_i/p_{i+1}``, and the row where the remainder is smallest."""
-    p = x - load(alpha, size - 1)
+def _meeting(beta, size, x, pivots, up):
+    """The row where the remainder ``q_i + p_i - (x - a_i)`` is smallest."""
     place, least = fill(x, size - 1.0), magnitude(load(pivots, size - 1))
     for i in range(size - 2, -1, -1):
         rolled()
-        b, gap = load(beta, i), x - load(alpha, i)
-        ratio = b / _guarded(p, x)
-        store(up, i, ratio)
-        p = gap - b * ratio
-        remainder = magnitude(load(pivots, i) - b * ratio)
+        remainder = magnitude(load(pivots, i) - load(beta, i) * load(up, i))
         closer = remainder < least
         place = select(closer, fill(x, float(i)), place)
         least = select(closer, remainder, least)
@@ -127,8 +163,8 @@ def eigenvector(alpha, beta, size, x, pivots, down, up, weights):
     weights : (size, 8)
         Out.
     """
-    _from_above(alpha, beta, size, x, pivots, down)
-    place = _from_below(alpha, beta, size, x, pivots, up)
+    _from_both_ends(alpha, beta, size, x, pivots, down, up)
+    place = _meeting(beta, size, x, pivots, up)
     s = squares = fill(x, 0.0)
     for i in range(size - 1, -1, -1):
         rolled()

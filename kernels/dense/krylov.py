@@ -29,7 +29,6 @@ class Recurrence(NamedTuple):
     basis: np.ndarray  # (s + 1, m, 8)
     alpha: np.ndarray  # (s + 1, 8)
     beta: np.ndarray  # (s + 1, 8)
-    shifted: np.ndarray  # (s + 2, 8)
     pivots: np.ndarray  # (s + 2, 8)
     down: np.ndarray  # (s + 2, 8)
     up: np.ndarray  # (s + 2, 8)
@@ -106,14 +105,12 @@ def _scale(x, at, factor, m):
 
 
 @inner
-def _top(r, size, frobenius, widest):
-    """Top of T, and its vector in ``r.weights``; T is moved above 0, where relative changes mean something."""
-    for i in range(size):
-        store(r.shifted, i, load(r.alpha, i) + frobenius)
-    above = fill(load(r.alpha, 0), (widest + frobenius) * (1.0 + 1e-12) + 1e-290)
-    x = tridiagonal.largest(r.shifted, r.beta, size, above)
-    tridiagonal.eigenvector(r.shifted, r.beta, size, x, r.pivots, r.down, r.up, r.weights)
-    return number(x) - frobenius
+def _top(r, size, widest):
+    """Top of T, and its vector in ``r.weights``."""
+    above = fill(load(r.alpha, 0), widest + 1e-12 * abs(widest) + 1e-290)
+    x = tridiagonal.largest(r.alpha, r.beta, size, above, r.pivots, r.down)
+    tridiagonal.eigenvector(r.alpha, r.beta, size, x, r.pivots, r.down, r.up, r.weights)
+    return number(x)
 
 
 @inner
@@ -148,7 +145,8 @@ def iterate(tiles, m, n, r, frobenius, tolerance, limit, known):
         Top of T, its residual, lower estimate of |A|_2, squared norm of what the recurrence dropped.
     met : bool
     """
-    norm = widest = value = estimate = dropped = before = 0.0
+    norm = value = estimate = dropped = before = 0.0
+    widest = -np.inf
     judged, k, met = 1, 0, False
     while True:
         dropped += _expand(tiles, m, r, k)
@@ -158,7 +156,7 @@ def iterate(tiles, m, n, r, frobenius, tolerance, limit, known):
         k += 1
         ended = b <= _INVARIANT * frobenius or k == n
         if ended or k >= judged or k >= limit:
-            value = _top(r, k, frobenius, widest)
+            value = _top(r, k, widest)
             norm = norm if known > 0.0 else max(norm, abs(value))
             estimate = b * abs(number(load(r.weights, k - 1)))
             met = ended or estimate <= tolerance * norm

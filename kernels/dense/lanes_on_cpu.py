@@ -1,4 +1,4 @@
-"""Small matrices, eight in the lanes: reduce, Laguerre, twisted vector, back-transform, then proof from A itself.
+"""Small matrices, eight in the lanes: reduce, Laguerre, pivots as a proof, twisted vector, back-transform.
 
 All lanes do the same work whatever they hold, so bits do not depend on the batch. Further pairs come
 from ``A - c v v^T``, whose largest eigenvalue bounds the next one of A whatever v is: the matrix
@@ -7,6 +7,7 @@ taken away is positive semidefinite of rank one (Weyl).
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -15,68 +16,143 @@ import numpy as np
 from catapult_fast.kernels import tridiagonal
 from catapult_fast.kernels.compile import inner, jit
 from catapult_fast.kernels.dense.reduce import back_transform, reduce, row
-from catapult_fast.kernels.dense.rounding import TINY, UNIT, factor_error, quotient_error
+from catapult_fast.kernels.dense.rounding import TINY, UNIT, quotient_error, reduction_error
 from catapult_fast.kernels.dense.vectors import dot, larger, load_at, transpose
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import LANES, empty, fill, fma, load, magnitude, select, sqrt, store, widen
-
-_EXTRA = 8.0  # roundings of an entry of the factor beyond its sum: difference, root, inverse, product
+from catapult_fast.kernels.turns import next_turn
 
 
 class Work(NamedTuple):
     """Scratch of one thread for matrices of one size."""
 
-    full: np.ndarray  # (n n, 8) as read
     matrix: np.ndarray  # (rows, 8) lower triangle, scaled
     rest: np.ndarray  # (rows, 8) the matrix less the pairs found
     work: np.ndarray  # (rows, 8)
+    block: np.ndarray  # (64, 8)
     vectors: np.ndarray  # (k, n, 8)
     images: np.ndarray  # (k, n, 8) their products with the matrix
-    columns: np.ndarray  # (9, n, 8)
-    inverse: np.ndarray  # (n + 1, 8)
+    columns: np.ndarray  # (7, n, 8)
     numbers: np.ndarray  # (12, 8) what leaves the lanes
     bounds: np.ndarray  # (5, k, 8) value, residual, lower, upper, proven
 
 
 def workspace(n, k):
     """Scratch for n x n matrices and k pairs."""
-    even = n + n % 2
-    rows = even * (even + 1) // 2
-    shapes = ((n * n,), (rows,), (rows if k > 1 else 1,), (rows,), (k, n), (k, n), (9, n), (even,), (12,), (5, k))
-    return Work(*(empty(shape, np.float64) for shape in shapes))
+    rows = n * (n + 1) // 2
+    shapes = ((rows,), (rows if k > 1 else 1,), (rows,), (64,), (k, n), (k, n), (7, n), (12,), (5, k))
+    sizes = [math.prod(shape) for shape in shapes]
+    whole, ends = empty((sum(sizes),), np.float64), itertools.accumulate(sizes)
+    return Work(*(whole[e - s : e].reshape(*d, LANES) for d, s, e in zip(shapes, sizes, ends, strict=True)))
 
 
 # --- reading ---------------------------------------------------------------------------------
 
 
 @inner
-def _read(a, size, first, last, full):
-    """Put the matrices from ``first`` on into the lanes; behind the last one it is repeated.
+def _row_of_eight(a, size, first, last, at):
+    """Numbers ``at`` to ``at + 7`` of the eight matrices from ``first`` on, matrices in the lanes.
 
-    Returns the largest magnitude.
+    Behind the last matrix it is repeated.
     """
-    b0 = first * size
-    b1, b2 = min(first + 1, last - 1) * size, min(first + 2, last - 1) * size
-    b3, b4 = min(first + 3, last - 1) * size, min(first + 4, last - 1) * size
-    b5, b6 = min(first + 5, last - 1) * size, min(first + 6, last - 1) * size
-    b7 = min(first + 7, last - 1) * size
-    largest = fill(load(full, 0), 0.0)
-    j = 0
-    while j + 8 <= size:
-        c = transpose(
-            load_at(a, b0 + j), load_at(a, b1 + j), load_at(a, b2 + j), load_at(a, b3 + j),
-            load_at(a, b4 + j), load_at(a, b5 + j), load_at(a, b6 + j), load_at(a, b7 + j),
-        )  # fmt: skip
-        for i in range(LANES):
-            x = widen(c[i])
-            store(full, j + i, x)
-            largest = larger(magnitude(x), largest)
-        j += 8
-    while j < size:
-        for lane in range(LANES):
-            full[j, lane] = a[min(first + lane, last - 1) * size + j]
-        largest = larger(magnitude(load(full, j)), largest)
-        j += 1
-    return largest
+    return transpose(
+        load_at(a, first * size + at),
+        load_at(a, min(first + 1, last - 1) * size + at),
+        load_at(a, min(first + 2, last - 1) * size + at),
+        load_at(a, min(first + 3, last - 1) * size + at),
+        load_at(a, min(first + 4, last - 1) * size + at),
+        load_at(a, min(first + 5, last - 1) * size + at),
+        load_at(a, min(first + 6, last - 1) * size + at),
+        load_at(a, min(first + 7, last - 1) * size + at),
+    )
+
+
+@inner
+def _halfway(b, a, largest, off):
+    """The mean of an entry and its mirror image, and what it does to the largest magnitude and difference."""
+    gap = b - a
+    mean = fma(0.5, gap, a)
+    return mean, larger(magnitude(mean), largest), larger(magnitude(gap), off)
+
+
+@inner
+def _put_mean(c, block, mirror, matrix, at, largest, off):
+    """Store the mean of an entry and its mirror image."""
+    mean, largest, off = _halfway(load(block, mirror), widen(c), largest, off)
+    store(matrix, at, mean)
+    return largest, off
+
+
+@inner
+def _put_eight(c, block, at):
+    """Store eight vectors."""
+    c0, c1, c2, c3, c4, c5, c6, c7 = c
+    store(block, at, widen(c0))
+    store(block, at + 1, widen(c1))
+    store(block, at + 2, widen(c2))
+    store(block, at + 3, widen(c3))
+    store(block, at + 4, widen(c4))
+    store(block, at + 5, widen(c5))
+    store(block, at + 6, widen(c6))
+    store(block, at + 7, widen(c7))
+
+
+@inner
+def _read_block(a, n, first, last, i0, j0, block, matrix, largest, off):
+    """Symmetric part of the 8 x 8 block at (i0, j0), as far as it lies in the lower triangle."""
+    for j in range(LANES):
+        rolled()
+        _put_eight(_row_of_eight(a, n * n, first, last, (j0 + j) * n + i0), block, 8 * j)
+    for i in range(LANES):
+        rolled()
+        c0, c1, c2, c3, c4, c5, c6, c7 = _row_of_eight(a, n * n, first, last, (i0 + i) * n + j0)
+        at, count = row(i0 + i) + j0, i0 + i - j0 + 1
+        largest, off = _put_mean(c0, block, i, matrix, at, largest, off)
+        if count > 1:
+            largest, off = _put_mean(c1, block, i + 8, matrix, at + 1, largest, off)
+        if count > 2:
+            largest, off = _put_mean(c2, block, i + 16, matrix, at + 2, largest, off)
+        if count > 3:
+            largest, off = _put_mean(c3, block, i + 24, matrix, at + 3, largest, off)
+        if count > 4:
+            largest, off = _put_mean(c4, block, i + 32, matrix, at + 4, largest, off)
+        if count > 5:
+            largest, off = _put_mean(c5, block, i + 40, matrix, at + 5, largest, off)
+        if count > 6:
+            largest, off = _put_mean(c6, block, i + 48, matrix, at + 6, largest, off)
+        if count > 7:
+            largest, off = _put_mean(c7, block, i + 56, matrix, at + 7, largest, off)
+    return largest, off
+
+
+@inner
+def _read_small(a, n, first, last, block, matrix, largest, off):
+    """The same for matrices too small for a block, number by number."""
+    for i in range(n):
+        for j in range(i + 1):
+            for lane in range(LANES):
+                at = min(first + lane, last - 1) * n * n
+                block[0, lane], block[1, lane] = a[at + i * n + j], a[at + j * n + i]
+            mean, largest, off = _halfway(load(block, 1), load(block, 0), largest, off)
+            store(matrix, row(i) + j, mean)
+    return largest, off
+
+
+@inner
+def _read(a, n, first, last, block, matrix):
+    """Lower triangle of the symmetric part; returns the largest magnitude and the largest difference.
+
+    The last block begins at n - 8, so that none leaves the matrix.
+    """
+    largest = off = fill(load(block, 0), 0.0)
+    if n < LANES:
+        return _read_small(a, n, first, last, block, matrix, largest, off)
+    for i in range(0, n, LANES):
+        for j in range(0, i + 1, LANES):
+            largest, off = _read_block(
+                a, n, first, last, min(i, n - LANES), min(j, n - LANES), block, matrix, largest, off
+            )  # fmt: skip
+    return larger(0.5 * off, largest), off
 
 
 @inner
@@ -99,24 +175,23 @@ def _powers(numbers, sign):
 
 
 @inner
-def _symmetrize(full, n, matrix, numbers):
-    """Scaled lower triangle of the symmetric part; returns squared norms of it and of the skew part, largest skew."""
+def _scale(matrix, n, numbers, copy):
+    """Multiply by the power of two, in place and into a copy; returns half the squared norm."""
     one, two = load(numbers, 1), load(numbers, 2)
-    squares = skew = off = fill(one, 0.0)
+    squares = fill(one, 0.0)
     for i in range(n):
         at = row(i)
         for j in range(i):
-            a, b = load(full, i * n + j) * one * two, load(full, j * n + i) * one * two
-            gap = b - a
-            a = fma(0.5, gap, a)
+            rolled()
+            a = load(matrix, at + j) * one * two
             store(matrix, at + j, a)
-            off = larger(magnitude(gap), off)
-            skew = fma(gap, gap, skew)
+            store(copy, at + j, a)
             squares = fma(a, a, squares)
-        a = load(full, i * n + i) * one * two
+        a = load(matrix, at + i) * one * two
         store(matrix, at + i, a)
+        store(copy, at + i, a)
         squares = fma(0.5 * a, a, squares)
-    return 2.0 * squares, 2.0 * skew, off
+    return squares
 
 
 # --- working ---------------------------------------------------------------------------------
@@ -151,105 +226,42 @@ def _multiply(matrix, n, v, at, out):
 
 
 @inner
-def _shifted(matrix, n, x, work):
-    """``work = x I - A``, one row of the identity more if n is odd; returns its trace."""
-    trace = fill(x, 0.0)
-    for i in range(n):
-        at = row(i)
-        for j in range(i):
-            store(work, at + j, -load(matrix, at + j))
-        d = x - load(matrix, at + i)
-        store(work, at + i, d)
-        trace = trace + d
-    if n % 2:
-        at = row(n)
-        for j in range(n):
-            store(work, at + j, fill(x, 0.0))
-        store(work, at + n, fill(x, 1.0))
-    return trace
-
-
-@inner
-def _corner(work, i, j):
-    """The 2 x 2 block at rows i, i + 1 and columns j, j + 1, less the products of what lies left of it."""
-    r0, r1, q0, q1 = row(i), row(i + 1), row(j), row(j + 1)
-    s00, s01 = load(work, r0 + j), load(work, r0 + j + 1)
-    s10, s11 = load(work, r1 + j), load(work, r1 + j + 1)
-    for k in range(j):
-        a, b = -load(work, r0 + k), -load(work, r1 + k)
-        c, d = load(work, q0 + k), load(work, q1 + k)
-        s00, s01 = fma(a, c, s00), fma(a, d, s01)
-        s10, s11 = fma(b, c, s10), fma(b, d, s11)
-    return s00, s01, s10, s11
-
-
-@inner
-def _factor(work, n, inverse):
-    """Cholesky factorization in place; returns the lanes where every pivot is positive."""
-    good = load(work, 0) > 0.0
-    for i in range(0, n, 2):
-        r0, r1 = row(i), row(i + 1)
-        for j in range(0, i, 2):
-            s00, s01, s10, s11 = _corner(work, i, j)
-            p, d0, d1 = load(work, row(j + 1) + j), load(inverse, j), load(inverse, j + 1)
-            s00, s10 = s00 * d0, s10 * d0
-            store(work, r0 + j, s00)
-            store(work, r1 + j, s10)
-            store(work, r0 + j + 1, fma(-s00, p, s01) * d1)
-            store(work, r1 + j + 1, fma(-s10, p, s11) * d1)
-        s00 = load(work, r0 + i)
-        s10, s11 = load(work, r1 + i), load(work, r1 + i + 1)
-        for k in range(i):
-            a, b = load(work, r0 + k), load(work, r1 + k)
-            s00, s10, s11 = fma(-a, a, s00), fma(-b, a, s10), fma(-b, b, s11)
-        good = good & (s00 > 0.0)
-        d0 = 1.0 / sqrt(s00)
-        s10 = s10 * d0
-        s11 = fma(-s10, s10, s11)
-        good = good & (s11 > 0.0)
-        store(work, r1 + i, s10)
-        store(inverse, i, d0)
-        store(inverse, i + 1, 1.0 / sqrt(s11))
-    return good
-
-
-@inner
-def _copy(source, count, target):
-    for j in range(count):
-        store(target, j, load(source, j))
-
-
-@inner
 def _size_of_columns(alpha, beta, n):
-    """Largest length of a column of T, and a bound of its norm by Gershgorin's discs."""
+    """Largest length of a column of T, and bounds of its norm and of its eigenvalues by Gershgorin's discs."""
     longest = widest = before = fill(load(alpha, 0), 0.0)
+    above = fill(longest, -np.inf)
     for i in range(n):
+        rolled()
         a, b = load(alpha, i), before
-        after = load(beta, i) if i + 1 < n else fill(a, 0.0)
+        after = magnitude(load(beta, i)) if i + 1 < n else fill(a, 0.0)
         longest = larger(fma(a, a, fma(b, b, after * after)), longest)
-        widest = larger(magnitude(a) + magnitude(b) + magnitude(after), widest)
+        widest = larger(magnitude(a) + b + after, widest)
+        above = larger(a + b + after, above)
         before = after
-    return sqrt(longest), widest
+    return sqrt(longest), widest, above
 
 
 @inner
-def _propose(matrix, n, w, at):
-    """Leave the top eigenvector in ``w.vectors[at:]``; returns a lower estimate of the norm.
+def _propose(w, n, at, certify, frobenius, a, ahead):
+    """Leave the top eigenvector of ``w.work`` in ``w.vectors[at:]``.
 
-    T is moved above 0 for the iteration, which stops by relative changes.
+    Returns a lower estimate of the norm, a bound of it, and an upper bound of the eigenvalue that holds where
+    the pivots of T prove it (infinite elsewhere).
     """
     columns = w.columns
-    _copy(matrix, row(n), w.work)
-    alpha, beta, scale, v, x = columns[0], columns[1], columns[2], columns[3], columns[4]
-    z, product, pivots, weights = columns[5], columns[6], columns[7], columns[8]
-    reduce(w.work, n, alpha, beta, scale, v, x, z, product)
-    longest, widest = _size_of_columns(alpha, beta, n)
-    for i in range(n):
-        store(alpha, i, load(alpha, i) + widest)
-    top = tridiagonal.largest(alpha, beta, n, 2.0 * widest)
-    tridiagonal.eigenvector(alpha, beta, n, top, pivots, v, x, weights)
+    alpha, beta, scale, update, product = columns[0], columns[1], columns[2], columns[3], columns[4]
+    pivots, weights = columns[5], columns[6]
+    reduce(w.work, n, alpha, beta, scale, update, product, a, ahead)
+    longest, widest, above = _size_of_columns(alpha, beta, n)
+    top = tridiagonal.largest(alpha, beta, n, above + 4.0 * UNIT * widest, pivots, weights)
+    upper = top + 64.0 * UNIT * widest
+    if certify:
+        proven = tridiagonal.below(alpha, beta, n, upper)
+        error = reduction_error(n, frobenius) + 8.0 * UNIT * (magnitude(top) + widest)
+        upper = select(proven, upper + error, np.inf)
+    tridiagonal.eigenvector(alpha, beta, n, top, pivots, update, product, weights)
     back_transform(w.work, n, scale, weights, w.vectors, at)
-    return larger(magnitude(top - widest), longest)
+    return larger(magnitude(top), longest), widest, upper
 
 
 @inner
@@ -278,52 +290,48 @@ def _against_earlier(w, n, j):
 
 
 @inner
-def _prove(matrix, w, n, value, gap, frobenius):
-    """Upper bound of the top of ``matrix``, about ``gap`` above the value, and where it was proven."""
-    height = n + _EXTRA
-    trace = n * value
-    for i in range(n):
-        trace = trace - load(matrix, row(i) + i)
-    x = value + gap + 2.0 * factor_error(height, magnitude(trace) + n * gap) + 4.0 * UNIT * frobenius
-    trace = _shifted(matrix, n, x, w.work)
-    good = _factor(w.work, n + n % 2, w.inverse)
-    error = factor_error(height, trace) + 4.0 * UNIT * frobenius
-    return x + error, good
-
-
-@inner
 def _take_away(w, matrix, n, j, c):
-    """``rest = matrix - c v v^T``."""
+    """``rest = matrix - c v v^T``, and a copy to work on; returns a bound of its norm."""
     at = j * n
+    squares = fill(c, 0.0)
     for i in range(n):
         ci, base = -c * load(w.vectors, at + i), row(i)
-        for m in range(i + 1):
-            store(w.rest, base + m, fma(ci, load(w.vectors, at + m), load(matrix, base + m)))
+        for m in range(i):
+            rolled()
+            a = fma(ci, load(w.vectors, at + m), load(matrix, base + m))
+            store(w.rest, base + m, a)
+            store(w.work, base + m, a)
+            squares = fma(a, a, squares)
+        a = fma(ci, load(w.vectors, at + i), load(matrix, base + i))
+        store(w.rest, base + i, a)
+        store(w.work, base + i, a)
+        squares = fma(0.5 * a, a, squares)
+    return sqrt(2.0 * squares) * (1.0 + (n * n + 4.0) * UNIT) + TINY
 
 
 @inner
-def _pair(matrix, w, n, j, certify, frobenius, skew, joint):
-    """Find and judge pair j; returns its value and a lower estimate of the norm."""
-    norm = _propose(matrix, n, w, j * n)
+def _pair(w, n, j, certify, tolerance, frobenius, size, taken, skew, norm, joint, a, ahead):
+    """Find and judge pair j of the matrix in ``w.work``, of norm ``size`` at most and off by ``taken``.
+
+    Returns its value, a lower estimate of the norm, and a bound of the norm of ``w.work``.
+    """
+    estimate, widest, upper = _propose(w, n, j * n, certify, size, a, ahead)
+    norm = norm if j > 0 else estimate
     value, residual = _judge(w, n, j)
     straight, crossed = _against_earlier(w, n, j)
     squared_length = dot(w.vectors, j * n, w.vectors, j * n, n) - 1.0
     store(joint, 0, load(joint, 0) + 2.0 * straight + squared_length * squared_length)
     store(joint, 1, load(joint, 1) + 2.0 * crossed)
-    taken = j * (4.0 + 3.0 * j) * 1.1 * UNIT * frobenius
-    upper, proven = frobenius, fill(value, 0.0)
-    if certify:
-        gap = residual + 3.0 * frobenius * sqrt(straight) + taken
-        tight, good = _prove(matrix, w, n, value, gap, (1.0 + 3.0 * j) * frobenius)
-        upper, proven = select(good, tight, upper), select(good & (gap <= 1e-9 * frobenius), 1.0, proven)
     error = 0.5 * skew + 4.0 * UNIT * frobenius
+    lower = value - quotient_error(n + 2.0, frobenius, magnitude(value)) - error
+    upper = select(upper < frobenius, upper, frobenius) + taken + error
     k = w.vectors.shape[0]
     store(w.bounds, j, value)
     store(w.bounds, k + j, residual)
-    store(w.bounds, 2 * k + j, value - quotient_error(n + 2.0, frobenius, magnitude(value)) - error)
-    store(w.bounds, 3 * k + j, upper + taken + error)
-    store(w.bounds, 4 * k + j, proven)
-    return value, norm
+    store(w.bounds, 2 * k + j, lower)
+    store(w.bounds, 3 * k + j, upper)
+    store(w.bounds, 4 * k + j, select(upper - lower <= 4.0 * tolerance * norm, fill(value, 1.0), 0.0))
+    return value, norm, widest
 
 
 @inner
@@ -361,32 +369,39 @@ def _deliver(w, pairs, first, last, n, k):
 
 
 @inner
-def _eight(a, n, k, sign, certify, first, last, w, pairs):
+def _eight(a, n, k, sign, certify, tolerance, first, last, w, pairs):
     numbers = w.numbers
-    store(numbers, 0, _read(a, n * n, first, last, w.full))
+    largest, off = _read(a, n, first, last, w.block, w.matrix)
+    store(numbers, 0, largest)
     _powers(numbers, sign)
-    squares, skew, off = _symmetrize(w.full, n, w.matrix, numbers)
+    squares = 2.0 * _scale(w.matrix, n, numbers, w.work)
+    off = off * magnitude(load(numbers, 1)) * load(numbers, 2)
     frobenius = sqrt(squares) * (1.0 + (n * n + 4.0) * UNIT) + TINY
-    skew = sqrt(skew) * (1.0 + (n * n + 4.0) * UNIT)
+    skew = float(n) * off
     joint = numbers[8:10]
     store(joint, 0, fill(skew, 0.0))
     store(joint, 1, fill(skew, 0.0))
-    value, norm = _pair(w.matrix, w, n, 0, certify, frobenius, skew, joint)
+    ahead = (first + LANES) * n * n
+    value, norm, widest = _pair(
+        w, n, 0, certify, tolerance, frobenius, frobenius, fill(skew, 0.0), skew, frobenius, joint, a, ahead
+    )  # fmt: skip
+    taken = fill(skew, 0.0)
     for j in range(1, k):
-        _take_away(w, w.matrix if j == 1 else w.rest, n, j - 1, magnitude(value) + 2.0 * frobenius)
-        value, _ = _pair(w.rest, w, n, j, certify, frobenius, skew, joint)
+        c = value + 2.0 * widest  # moves it below all others
+        size = _take_away(w, w.matrix if j == 1 else w.rest, n, j - 1, c)
+        taken = taken + 2.2 * UNIT * (size + magnitude(c))
+        value, _, _ = _pair(w, n, j, certify, tolerance, frobenius, size, taken, skew, norm, joint, a, ahead)
     if k > 1:
         _lower_together(w, n, k, frobenius, joint)
-    largest = load(numbers, 0)
     store(numbers, 4, select(largest > 0.0, frobenius, select(squares == 0.0, 0.0, squares)))
     store(numbers, 5, off)
-    store(numbers, 6, norm)
+    store(numbers, 6, larger(norm, magnitude(load(w.bounds, 0))))
     _deliver(w, pairs, first, last, n, k)
 
 
 @jit()
-def solve(a, n, k, sign, certify, first, last, w, pairs):
-    """Solve the matrices ``first`` to ``last``.
+def solve(a, n, k, sign, certify, tolerance, count, eights, turns, w, pairs):
+    """Solve a batch, or what other threads leave of it.
 
     Parameters
     ----------
@@ -398,13 +413,25 @@ def solve(a, n, k, sign, certify, first, last, w, pairs):
         1 for the largest eigenvalues, -1 for the largest ones of -A.
     certify : bool
         Whether to prove the upper bounds.
-    first, last : int
+    tolerance : float
+        Bounds up to four times this apart, relative to the norm, count as proven.
+    count : int
+        Matrices.
+    eights : int
+        Eights of matrices that are taken at a time.
+    turns : (1,) int64
+        Shared by the threads, 0 at the start.
     w : Work
     pairs : Pairs
         Out.
     """
-    for b in range(first, last, LANES):
-        _eight(a, n, k, sign, certify, b, last, w, pairs)
+    size = LANES * eights
+    first = next_turn(turns) * size
+    while first < count:
+        last = min(first + size, count)
+        for b in range(first, last, LANES):
+            _eight(a, n, k, sign, certify, tolerance, b, last, w, pairs)
+        first = next_turn(turns) * size
 
 
 __all__ = ["Work", "solve", "workspace"]

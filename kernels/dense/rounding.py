@@ -26,6 +26,16 @@ def quotient_error(height, frobenius, theta_size):
 
 
 @body
+def reduction_error(n, frobenius):
+    """Bound of ``|Q T Q^T - A|_2`` after the Householder reduction of `reduce`, Q being exactly orthogonal.
+
+    Step k reflects with the vector that was stored, so only the computed update and what should have
+    become zeros count: at most ``(20 k + 315) u |A|_F``, step by step in docs/top_eig.md.
+    """
+    return _SLACK * UNIT * (10.0 * n * n + 315.0 * n) * frobenius + TINY
+
+
+@body
 def factor_error(height, trace):
     """Bound of ``|R^T R - M|_2`` of a Cholesky factorization of M that ran to its end.
 

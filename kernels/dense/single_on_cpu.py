@@ -33,7 +33,7 @@ def workspace(n, k, steps, certify):
     m, number = tiles.count(n)
     whole = (8 * number,)
     shapes = (whole, whole if k > 1 else (1,), whole if certify else (1,))
-    recurrence = [empty((steps + 1, m), np.float64), *(empty((steps + 2,), np.float64) for _ in range(7))]
+    recurrence = [empty((steps + 1, m), np.float64), *(empty((steps + 2,), np.float64) for _ in range(6))]
     return Work(
         *(empty(shape, np.float64) for shape in shapes), np.zeros(64), empty((8,), np.float64),
         empty((m,), np.float64), empty((k, m), np.float64), empty((k, m), np.float64),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
 from catapult_fast.kernels.compile import inner
@@ -27,6 +27,21 @@ def load_at(typingctx, array, offset):
         return builder.load(builder.bitcast(place, kind.as_pointer()), align=array.dtype.bitwidth // 8)
 
     return vector(array, types.intp), codegen
+
+
+@intrinsic
+def fetch_at(typingctx, array, offset):
+    """Ask for the cache line of the number at ``offset``; a place that does not exist does no harm."""
+
+    def codegen(context, builder, signature, values):
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.bitcast(_pointer(context, builder, array, *values), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [place, *(ir.Constant(flag, i) for i in (0, 2, 1))])  # to read, second level, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
 
 
 @intrinsic
@@ -121,4 +136,4 @@ def add_multiple(c, x, at, y, to, count):
         store(y, to + j, fma(c, load(x, at + j), load(y, to + j)))
 
 
-__all__ = ["add_multiple", "dot", "first_lane", "lane_sums", "larger", "load_at", "repeat_at", "transpose"]
+__all__ = ["add_multiple", "dot", "fetch_at", "first_lane", "lane_sums", "larger", "load_at", "repeat_at", "transpose"]

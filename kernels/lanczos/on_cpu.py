@@ -177,7 +177,7 @@ def _expand(operator, mu, work, k, r):
 @inner
 def _ritz_pair(work, size, above, beta):
     """Largest eigenvalue of T, whose vector goes into ``work.trial``, and the residual of the Ritz pair."""
-    top = largest(work.alpha, work.beta, size, above)
+    top = largest(work.alpha, work.beta, size, above, work.pivots, work.down)
     eigenvector(work.alpha, work.beta, size, top, work.pivots, work.down, work.up, work.trial)
     tail = beta * load(work.trial, size - 1)
     return top, sqrt(tail * tail + squared_residual(work.alpha, work.beta, size, top, work.trial))
