@@ -44,10 +44,15 @@ class Product:
 
     def __call__(self, vectors: Floats) -> Floats:
         """Multiply; raise for an answer of another shape or kind."""
-        given = np.ascontiguousarray(vectors.reshape(*self.batch, self.n), dtype=self.dtype)
+        given = np.array(vectors.reshape(*self.batch, self.n), self.dtype, order="C")  # a copy: matvec may write on it
         answer = read_host(self.matvec(self._to_library(given)), "the result of matvec")
         if answer.dtype.kind not in "iuf":
             raise TypeError(f"matvec returned dtype {answer.dtype}, but must return real numbers")
+        if answer.dtype.kind == "f" and answer.dtype.itemsize < self.dtype.itemsize:
+            raise TypeError(
+                f"matvec returned {answer.dtype} for vectors of {self.dtype}, whose rounding the bounds would take "
+                f"for its own: compute in {self.dtype}, or give a start of {answer.dtype}"
+            )
         if answer.shape != given.shape:
             raise ConfigError(f"matvec made shape {answer.shape} of {given.shape}: it must keep the shape")
         return answer.astype(np.float64).reshape(self.count, self.n)

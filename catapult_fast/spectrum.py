@@ -118,7 +118,7 @@ def top_eig(
         Most products that a pair may take. Small matrices are solved directly and take none.
     start : array, optional
         Vectors to begin with, of the shape of ``eigenvectors`` (they broadcast). For an operator
-        its library and dtype are those of ``v``. A small fixed component is added, so that a
+        its library and dtype are those of ``v``, also if it is zero. A small fixed component is added, so that a
         vector that is no longer the top one cannot hold the iteration.
     certify : bool
         Prove the outer bounds of matrices; without, they are infinite.
@@ -136,7 +136,8 @@ def top_eig(
     DataError
         If A is not square, or not symmetric beyond rounding.
     TypeError
-        If an argument has the wrong type, or A a dtype other than float64, float32 and integers.
+        If an argument has the wrong type, or A a dtype other than float64, float32 and integers, or
+        ``matvec`` returns fewer digits than ``v`` has.
     BackendUnavailable
         If A or ``start`` lies on a device.
 

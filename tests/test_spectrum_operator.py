@@ -116,6 +116,25 @@ def test_a_good_start_saves_products():
     assert warm.converged.all()
 
 
+def test_a_start_of_zeros_is_none():
+    a = wishart(2, 40)
+    cold = cf.top_eig(operator(a), n=40, batch=(2,), which="both")
+    zeros = cf.top_eig(operator(a), n=40, batch=(2,), which="both", start=np.zeros((40, 2)))
+    np.testing.assert_array_equal(zeros.iterations, cold.iterations)
+    for name in ("eigenvalues", "lower_bounds", "upper_bounds"):  # upper ones are wider for the share of a given start
+        np.testing.assert_allclose(getattr(zeros, name), getattr(cold, name), rtol=1e-11, err_msg=name)
+
+
+def test_matvec_may_write_on_its_vector():
+    a = np.diag(np.linspace(1.0, 2.0, 50))
+
+    def in_place(v):
+        v[:] = operator(a)(v)
+        return v
+
+    assert float(cf.top_eig(in_place, n=50).eigenvalues) == pytest.approx(2.0, rel=1e-12)
+
+
 def test_restarts(monkeypatch):
     monkeypatch.setattr(operator_spectrum, "_BASIS", 12)
     a = wishart(100)
@@ -198,6 +217,7 @@ def test_wrong_arguments(arguments, error, said):
         (lambda v: v[:1], ConfigError, "keep the shape"),
         (lambda v: v + 1j, TypeError, "complex"),
         (lambda v: None, TypeError, "matvec returned"),
+        (lambda v: v.astype(np.float32), TypeError, "float32 for vectors of float64"),
     ],
 )
 def test_wrong_answers(matvec, error, said):
