@@ -19,7 +19,18 @@ from catapult_fast.errors import BackendUnavailable
 from catapult_fast.machine import available_cores
 from catapult_fast.spectrum import top_eig
 
-__all__ = ["CASES", "eig", "eigen_peers", "prepare", "problem"]
+__all__ = [
+    "ACCURACY",
+    "CASES",
+    "best_peer",
+    "choose",
+    "eig",
+    "eigen_peers",
+    "prepare",
+    "problem",
+    "ratio",
+    "text_of",
+]
 
 Array = NDArray[np.float64]
 
@@ -81,7 +92,7 @@ def prepare(peer: Peer, matrices: Array, *, calls: int, **options: Any) -> Calla
     return call
 
 
-def _try(peer: Peer, matrices: Array, error: Callable[[Array], float]) -> tuple[dict[str, Any], float]:
+def choose(peer: Peer, matrices: Array, error: Callable[[Array], float]) -> tuple[dict[str, Any], float]:
     """The fastest setting among those that are accurate enough, or the most accurate one; and its error."""
     tried = []
     for setting in settings(peer):
@@ -101,12 +112,14 @@ def _ours(matrices: Array) -> dict[str, tuple[str, Callable[[], Any]]]:
     }
 
 
-def _best_peer(rows: list[Row]) -> Row | None:
+def best_peer(rows: list[Row]) -> Row | None:
+    """The fastest row that is accurate enough."""
     accurate = [row for row in rows if row.times is not None and row.error is not None and row.error <= ACCURACY]
     return min(accurate, key=lambda row: row.per_step, default=None)
 
 
-def _ratio(row: Row, best: Row | None) -> float | None:
+def ratio(row: Row, best: Row | None) -> float | None:
+    """How many times faster a row is than the best peer; None if it is not accurate enough."""
     if best is None or row.error is None or row.error > ACCURACY:
         return None
     return best.per_step / row.per_step
@@ -131,27 +144,28 @@ def eig(name: str, backend: str, limits: Limits) -> Result:
         found[label], calls[label] = error(result.eigenvalues), call
     peers, chosen = eigen_peers(size.n), {}
     for peer in (peer for peer in peers if absent(peer) is None):
-        chosen[peer.name], found[peer.name] = _try(peer, matrices, error)
+        chosen[peer.name], found[peer.name] = choose(peer, matrices, error)
         calls[peer.name] = prepare(peer, matrices, **chosen[peer.name])
     times = interleave(calls)
     own = [Row(label, size.count, times[label], text, found[label]) for label, (text, _) in ours.items()]
     others = [
-        Row(peer.name, size.count, times[peer.name], _text(chosen[peer.name]), found[peer.name])
+        Row(peer.name, size.count, times[peer.name], text_of(chosen[peer.name]), found[peer.name])
         if peer.name in times
         else Row(peer.name, size.count, absent=absent(peer) or "")
         for peer in peers
     ]
-    best = _best_peer(others)
-    goals = [Goal("times the best peer, with proof", size.proven, _ratio(own[0], best))] if size.proven else []
+    best = best_peer(others)
+    goals = [Goal("times the best peer, with proof", size.proven, ratio(own[0], best))] if size.proven else []
     if size.bare:
-        measured = max((r for r in (_ratio(row, best) for row in own[1:]) if r is not None), default=None)
+        measured = max((r for r in (ratio(row, best) for row in own[1:]) if r is not None), default=None)
         goals.append(Goal("times the best peer, without proof, at equal accuracy", size.bare, measured))
     notes = [f"best peer within {ACCURACY:g}: {best.name}" if best else "no peer was measured"]
     notes.append("a step is a matrix; error: of the value, relative to NumPy's; ours comes with vector and residual")
     return Result(name, f"{size.count} matrices of size {size.n}, largest eigenvalue", own + others, goals, notes)
 
 
-def _text(setting: dict[str, Any]) -> str:
+def text_of(setting: dict[str, Any]) -> str:
+    """A setting as the table shows it."""
     return ", ".join(f"{key} {value}" for key, value in setting.items())
 
 

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["jax_eigvalsh", "numpy_eigvalsh", "scipy_eigsh", "torch_eigvalsh", "torch_lobpcg"]
+__all__ = [
+    "jax_eigvalsh",
+    "numpy_eigvalsh",
+    "scipy_eigsh",
+    "scipy_eigsh_warm",
+    "torch_eigvalsh",
+    "torch_lobpcg",
+    "torch_lobpcg_warm",
+]
 
 Array = NDArray[np.float64]
 Solve = Callable[[Array], Array]
@@ -28,6 +36,21 @@ def scipy_eigsh(*, threads: int, tol: float) -> Solve:
         return np.array([eigsh(m, k=1, which="LA", tol=tol, v0=start, return_eigenvectors=False)[0] for m in a])
 
     return solve
+
+
+def scipy_eigsh_warm(*, threads: int, tol: float) -> Solve:
+    """ARPACK along (B, T, n, n), each run beginning with the vector of the step before."""
+    from scipy.sparse.linalg import eigsh
+
+    def follow(run: Array) -> list[float]:
+        vector, values = np.random.default_rng(0).standard_normal(run.shape[-1]), []
+        for matrix in run:
+            value, found = eigsh(matrix, k=1, which="LA", tol=tol, v0=vector)
+            vector = found[:, 0]
+            values.append(value[0])
+        return values
+
+    return lambda a: np.array([follow(run) for run in a])
 
 
 def torch_eigvalsh(*, threads: int) -> Solve:
@@ -50,6 +73,22 @@ def torch_lobpcg(*, threads: int, tol: float) -> Solve:
         start = torch.randn(len(a), a.shape[-1], 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         values, _ = torch.lobpcg(torch.from_numpy(a), k=1, X=start, tol=tol, niter=100)
         return values[:, 0].numpy()  # type: ignore[no-any-return,unused-ignore]
+
+    return solve
+
+
+def torch_lobpcg_warm(*, threads: int, tol: float) -> Solve:
+    """The same along (B, T, n, n), each step beginning with the vectors of the step before."""
+    import torch
+
+    def solve(a: Array) -> Array:
+        torch.set_num_threads(threads)
+        generator = torch.Generator().manual_seed(0)
+        vectors, values = torch.randn(len(a), a.shape[-1], 1, dtype=torch.float64, generator=generator), []
+        for t in range(a.shape[1]):
+            found, vectors = torch.lobpcg(torch.from_numpy(a[:, t].copy()), k=1, X=vectors, tol=tol, niter=100)
+            values.append(found[:, 0].numpy())
+        return np.array(values).T
 
     return solve
 
