@@ -56,6 +56,7 @@ def explicit_top(V, U, X, Y, how, p=0.0):
     ],
 )
 def test_sharpness_is_that_of_explicit_weights(width, k, how, training):
+    """C-P7: widths below, at and above k + r, along training."""
     rng, X, Y = problem(k, how.get("loss", "mse"))
     V, U = rng.standard_normal((width, k)), rng.standard_normal((width, 4))
     sweep = cf.Sweep(
@@ -80,6 +81,27 @@ def test_sharpness_in_every_parametrization(p):
         cf.Dataset(X, Y), cf.TwoLayerLinear(7, p=p), weights=(V, U), kappa=[1.0], steps=0, record=SHARP
     )  # fmt: skip
     expected = twin.hessian(V, U, X, Y, p=p).top
+    assert_allclose(cf.run(sweep, progress=False).sharpness.ravel(), [expected], rtol=1e-10)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("width", "inputs"), [(1, 1), (2, 3), (7, 2), (30, 3)])
+def test_one_sample_in_closed_form(width, inputs, p):
+    """C-P6, D-E3: formula, dense matrix, proven bounds of `top_eig` in both precisions, and the recorded value."""
+    rng = np.random.default_rng([width, inputs])
+    V, U, x = rng.standard_normal((width, 1)), rng.standard_normal((width, inputs)), rng.standard_normal(inputs)
+    X, Y = x[None] / np.linalg.norm(x), np.array([[0.4]])
+    f, kernel = twin.predict(V, U, X, p=p).item(), twin.ntk(V, U, X, p=p)
+    expected = cf.theory.hessian_top(f, kernel.top, twin.effective_width(V, p), 0.4)
+    dense = twin.hessian(V, U, X, Y, p=p)
+    assert_allclose(np.trace(dense.matrix), kernel.top, rtol=1e-13)
+    for matrix, rtol in ((dense.matrix, 1e-10), (dense.matrix.astype(np.float32), 1e-5)):
+        found = cf.top_eig((matrix + matrix.T) / 2)
+        assert found.converged.all()
+        assert_allclose(found.eigenvalues, expected, rtol=rtol)
+    sweep = cf.Sweep(
+        cf.Dataset(X, Y), cf.TwoLayerLinear(width, p=p), weights=(V, U), kappa=[1.0], steps=0, record=SHARP
+    )  # fmt: skip
     assert_allclose(cf.run(sweep, progress=False).sharpness.ravel(), [expected], rtol=1e-10)
 
 
