@@ -8,7 +8,7 @@ import pytest
 
 import catapult_fast as cf
 from catapult_fast import cli
-from catapult_fast.bench import cases, eigen, limits, peers, report, timing
+from catapult_fast.bench import cases, eigen, limits, peers, report, timing, tracking
 from catapult_fast.bench.ours import Members, in_form
 from catapult_fast.bench.problems import linear_problem, scalar_problem
 from catapult_fast.errors import ConfigError
@@ -28,6 +28,7 @@ def quick(monkeypatch):
     monkeypatch.setitem(cases.SIZES, "linear-2048", cases.Size(9, 20, STEPS))
     for name, size in eigen.SIZES.items():
         monkeypatch.setitem(eigen.SIZES, name, size._replace(count=3, n=min(size.n, 66)))
+    monkeypatch.setitem(tracking.SIZES, "eig-track", tracking.Size(9, 5, 4, 25.0))
     monkeypatch.setattr(cases, "EXPLICIT_WIDTH", 32)
     monkeypatch.setattr(cases, "settings", lambda peer: peers.settings(peer)[:1])
     monkeypatch.setattr(eigen, "settings", lambda peer: peers.settings(peer)[:1])
@@ -92,6 +93,25 @@ def test_peers_find_the_largest_eigenvalue(peer):
         np.testing.assert_allclose(values, true, rtol=1e-4, err_msg=str(setting))
 
 
+def test_the_followed_kernels_are_those_of_the_run():
+    sweep = tracking.sweep_of(tracking.Size(6, 4, 12, 1.0))
+    results = cf.run(sweep, progress=False)
+    true = np.linalg.eigvalsh(tracking.kernels(linear_problem(sweep), 12))[..., -1]
+    assert np.ptp(true[:, -1]) > 0.1
+    np.testing.assert_allclose(results.ntk_lambda_max[0, 0].T, true, rtol=1e-11)
+
+
+@pytest.mark.parametrize("peer", tracking.tracking_peers()[-2:], ids=lambda peer: peer.name)
+def test_peers_follow_the_kernel(peer):
+    if peers.absent(peer):
+        pytest.skip(peers.absent(peer))
+    matrices = tracking.kernels(linear_problem(tracking.sweep_of(tracking.Size(8, 3, 4, 1.0))), 4).swapaxes(0, 1)
+    true = np.linalg.eigvalsh(matrices)[..., -1]
+    for setting in peers.settings(peer):
+        values = eigen.prepare(peer, np.ascontiguousarray(matrices), **setting)()
+        np.testing.assert_allclose(values, true, rtol=1e-4, err_msg=str(setting))
+
+
 def test_eigenvalues_on_another_back_end_are_refused():
     with pytest.raises(cf.BackendUnavailable, match="cuda"):
         eigen.eig("eig-8", "cuda", limits.Limits(1e9, 2e9, 1e9, 2e9, 2))
@@ -138,7 +158,7 @@ def test_every_case_runs_also_without_jax(name, quick, without_jax):
     for row in jax:
         assert row.times is None
         assert "jax is not installed" in text
-    if jax and name != "linear-2048" and name not in eigen.CASES:
+    if jax and name.startswith("linear") and name != "linear-2048":
         assert result.goals[0].verdict == "not measured"
 
 

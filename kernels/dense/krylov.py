@@ -17,6 +17,7 @@ from catapult_fast.kernels.compile import inner
 from catapult_fast.kernels.dense.rounding import UNIT
 from catapult_fast.kernels.dense.tiles import multiply
 from catapult_fast.kernels.dense.vectors import add_multiple, dot, first_lane
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import fill, fma, load, sqrt, store, total
 
 _INVARIANT = 1e-14  # of |A|_F: what is left of a product that counts as nothing
@@ -55,11 +56,13 @@ def _sweep(basis, size, y, at, m):
         b = i * m
         c0 = c1 = c2 = c3 = fill(load(y, at), 0.0)
         for j in range(m):
+            rolled()
             x = load(y, at + j)
             c0, c1 = fma(load(basis, b + j), x, c0), fma(load(basis, b + m + j), x, c1)
             c2, c3 = fma(load(basis, b + 2 * m + j), x, c2), fma(load(basis, b + 3 * m + j), x, c3)
         c0, c1, c2, c3 = total(c0), total(c1), total(c2), total(c3)
         for j in range(m):
+            rolled()
             x = fma(-c0, load(basis, b + j), load(y, at + j))
             x = fma(-c1, load(basis, b + m + j), x)
             x = fma(-c2, load(basis, b + 2 * m + j), x)
@@ -67,6 +70,7 @@ def _sweep(basis, size, y, at, m):
         took = fma(c0, c0, fma(c1, c1, fma(c2, c2, fma(c3, c3, took))))
         i += 4
     while i < size:
+        rolled()
         c = inside(basis, i * m, y, at, m)
         add_multiple(-c, basis, i * m, y, at, m)
         took = fma(c, c, took)
@@ -83,12 +87,14 @@ def _expand(tiles, m, r, k):
     before = load(r.beta, k - 1) if k > 0 else fill(alpha, 0.0)
     past = at - m if k > 0 else at
     for j in range(m):
+        rolled()
         x = fma(-alpha, load(r.basis, at + j), load(r.basis, to + j))
         store(r.basis, to + j, fma(-before, load(r.basis, past + j), x))
     dropped = took = _sweep(r.basis, k + 1, r.basis, to, m)
     square = inside(r.basis, to, r.basis, to, m)
     again = 0
     while took > 1e-2 * number(square) and again < 3:
+        rolled()
         took = _sweep(r.basis, k + 1, r.basis, to, m)
         square = inside(r.basis, to, r.basis, to, m)
         dropped += took
@@ -101,6 +107,7 @@ def _expand(tiles, m, r, k):
 @inner
 def _scale(x, at, factor, m):
     for j in range(m):
+        rolled()
         store(x, at + j, factor * load(x, at + j))
 
 
@@ -121,6 +128,7 @@ def begin(r, m, given, known, fresh, at, found, j):
     """
     length = number(sqrt(inside(given, 0, given, 0, m))) if known else 0.0
     for i in range(m):
+        rolled()
         x = load(fresh, at + i)
         if known and length > 0.0:
             x = fma(_FRESH, x, load(given, i) * (1.0 / length))
@@ -149,6 +157,7 @@ def iterate(tiles, m, n, r, frobenius, tolerance, limit, known):
     widest = -np.inf
     judged, k, met = 1, 0, False
     while True:
+        rolled()
         dropped += _expand(tiles, m, r, k)
         a, b = number(load(r.alpha, k)), number(load(r.beta, k))
         norm = known if known > 0.0 else max(norm, (a * a + b * b + before * before) ** 0.5 if k + 1 < n else abs(a))
@@ -173,6 +182,7 @@ def ritz_vector(r, size, m, out, at):
     """Unit vector ``V s``, written to ``out[at:]``."""
     zero = fill(load(r.alpha, 0), 0.0)
     for j in range(m):
+        rolled()
         store(out, at + j, zero)
     i = 0
     while i + 4 <= size:
@@ -181,15 +191,43 @@ def ritz_vector(r, size, m, out, at):
         )  # fmt: skip
         b = i * m
         for j in range(m):
+            rolled()
             x = fma(c0, load(r.basis, b + j), load(out, at + j))
             x = fma(c1, load(r.basis, b + m + j), x)
             x = fma(c2, load(r.basis, b + 2 * m + j), x)
             store(out, at + j, fma(c3, load(r.basis, b + 3 * m + j), x))
         i += 4
     while i < size:
+        rolled()
         add_multiple(load(r.weights, i), r.basis, i * m, out, at, m)
         i += 1
     _scale(out, at, 1.0 / sqrt(inside(out, at, out, at, m)), m)
+
+
+@inner
+def _count_above(r, size, x):
+    """How many eigenvalues of T lie above x: the negative pivots of ``x - T``."""
+    count, pivot = 0, 1.0
+    for i in range(size):
+        rolled()
+        b = number(load(r.beta, i - 1)) if i > 0 else 0.0
+        pivot = x - number(load(r.alpha, i)) - b * b / pivot
+        count += pivot < 0.0
+        pivot = pivot if pivot != 0.0 else 1e-300
+    return count
+
+
+@inner
+def likely_error(r, size, value, norm, residual):
+    """What the value is likely to be off: ``4 residual^2`` over the distance to the next Ritz value.
+
+    Never more than the residual, the bound that needs no distance.
+    """
+    distance = 0.3 * norm
+    while distance > residual and _count_above(r, size, value - distance) > 1:
+        rolled()
+        distance *= 0.5
+    return residual * min(1.0, 4.0 * residual / distance)
 
 
 # --- the free bound --------------------------------------------------------------------------
@@ -201,6 +239,7 @@ def _departure(r, size, m):
     s = 0.0
     for i in range(size):
         for j in range(i):
+            rolled()
             g = number(inside(r.basis, i * m, r.basis, j * m, m))
             s += 2.0 * g * g
         g = number(inside(r.basis, i * m, r.basis, i * m, m)) - 1.0
@@ -213,6 +252,7 @@ def _unseen(r, size, frobenius, n):
     """Squared norm of the block that the basis does not span, its rounding on the safe side."""
     seen = 0.0
     for i in range(size):
+        rolled()
         a, b = number(load(r.alpha, i)), number(load(r.beta, i))
         seen += a * a + 2.0 * b * b
     return max(0.0, frobenius * frobenius - seen) + (n * n + 64.0) * UNIT * frobenius * frobenius
@@ -223,6 +263,7 @@ def _bordered(r, size, mu, x):
     """Whether T bordered by mu has no eigenvalue at x or above: all pivots are positive."""
     pivot = x - number(load(r.alpha, 0))
     for i in range(1, size + 1):
+        rolled()
         if not pivot > 0.0:
             return False
         b = number(load(r.beta, i - 1))

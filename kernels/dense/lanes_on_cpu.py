@@ -202,6 +202,7 @@ def _multiply(matrix, n, v, at, out):
     """``out[at:] = A v[at:]`` from the lower triangle, two rows at once."""
     zero = fill(load(v, at), 0.0)
     for j in range(n):
+        rolled()
         store(out, at + j, zero)
     i = 0
     while i + 2 <= n:
@@ -209,6 +210,7 @@ def _multiply(matrix, n, v, at, out):
         x0, x1 = load(v, at + i), load(v, at + i + 1)
         s0 = s1 = zero
         for j in range(i):
+            rolled()
             a, b, x = load(matrix, a0 + j), load(matrix, a1 + j), load(v, at + j)
             s0, s1 = fma(a, x, s0), fma(b, x, s1)
             store(out, at + j, fma(b, x1, fma(a, x0, load(out, at + j))))
@@ -219,6 +221,7 @@ def _multiply(matrix, n, v, at, out):
     if i < n:
         a0, x0, s0 = row(i), load(v, at + i), zero
         for j in range(i):
+            rolled()
             a = load(matrix, a0 + j)
             s0 = fma(a, load(v, at + j), s0)
             store(out, at + j, fma(a, x0, load(out, at + j)))
@@ -273,6 +276,7 @@ def _judge(w, n, j):
     value = dot(v, at, w.images, at, n) / length
     squares = fill(value, 0.0)
     for i in range(n):
+        rolled()
         gap = fma(-value, load(v, at + i), load(w.images, at + i))
         squares = fma(gap, gap, squares)
     return value, sqrt(squares / length)
@@ -283,6 +287,7 @@ def _against_earlier(w, n, j):
     """Sums of squares of the products of vector j with the earlier ones, and with their images."""
     straight = crossed = fill(load(w.vectors, 0), 0.0)
     for i in range(j):
+        rolled()
         g = dot(w.vectors, i * n, w.vectors, j * n, n)
         h = dot(w.vectors, i * n, w.images, j * n, n)
         straight, crossed = fma(g, g, straight), fma(h, h, crossed)
@@ -310,13 +315,15 @@ def _take_away(w, matrix, n, j, c):
 
 
 @inner
-def _pair(w, n, j, certify, tolerance, frobenius, size, taken, skew, norm, joint, a, ahead):
+def _pair(w, n, j, certify, tolerance, frobenius, size, taken, skew, joint, a, ahead):
     """Find and judge pair j of the matrix in ``w.work``, of norm ``size`` at most and off by ``taken``.
 
-    Returns its value, a lower estimate of the norm, and a bound of the norm of ``w.work``.
+    The first pair leaves a lower estimate of the norm and a bound of it in rows 6 and 10 of ``w.numbers``.
     """
     estimate, widest, upper = _propose(w, n, j * n, certify, size, a, ahead)
-    norm = norm if j > 0 else estimate
+    if j == 0:
+        store(w.numbers, 6, estimate)
+        store(w.numbers, 10, widest)
     value, residual = _judge(w, n, j)
     straight, crossed = _against_earlier(w, n, j)
     squared_length = dot(w.vectors, j * n, w.vectors, j * n, n) - 1.0
@@ -325,13 +332,13 @@ def _pair(w, n, j, certify, tolerance, frobenius, size, taken, skew, norm, joint
     error = 0.5 * skew + 4.0 * UNIT * frobenius
     lower = value - quotient_error(n + 2.0, frobenius, magnitude(value)) - error
     upper = select(upper < frobenius, upper, frobenius) + taken + error
+    room = 4.0 * tolerance * load(w.numbers, 6)
     k = w.vectors.shape[0]
     store(w.bounds, j, value)
     store(w.bounds, k + j, residual)
     store(w.bounds, 2 * k + j, lower)
     store(w.bounds, 3 * k + j, upper)
-    store(w.bounds, 4 * k + j, select(upper - lower <= 4.0 * tolerance * norm, fill(value, 1.0), 0.0))
-    return value, norm, widest
+    store(w.bounds, 4 * k + j, select(upper - lower <= room, fill(value, 1.0), 0.0))
 
 
 @inner
@@ -345,6 +352,7 @@ def _lower_together(w, n, k, frobenius, joint):
     e = sqrt(load(joint, 0)) + rounding
     off = sqrt(load(joint, 1)) + rounding * frobenius
     for j in range(k):
+        rolled()
         store(w.bounds, 2 * k + j, load(w.bounds, 2 * k + j) - off - 2.2 * e * frobenius)
 
 
@@ -365,6 +373,7 @@ def _deliver(w, pairs, first, last, n, k):
             pairs.upper[b, j] = w.bounds[3, j, lane]
             pairs.proven[b, j] = w.bounds[4, j, lane] > 0.0
             for i in range(n):
+                rolled()
                 pairs.vectors[b, j, i] = w.vectors[j, i, lane]
 
 
@@ -382,20 +391,19 @@ def _eight(a, n, k, sign, certify, tolerance, first, last, w, pairs):
     store(joint, 0, fill(skew, 0.0))
     store(joint, 1, fill(skew, 0.0))
     ahead = (first + LANES) * n * n
-    value, norm, widest = _pair(
-        w, n, 0, certify, tolerance, frobenius, frobenius, fill(skew, 0.0), skew, frobenius, joint, a, ahead
-    )  # fmt: skip
-    taken = fill(skew, 0.0)
-    for j in range(1, k):
-        c = value + 2.0 * widest  # moves it below all others
-        size = _take_away(w, w.matrix if j == 1 else w.rest, n, j - 1, c)
-        taken = taken + 2.2 * UNIT * (size + magnitude(c))
-        value, _, _ = _pair(w, n, j, certify, tolerance, frobenius, size, taken, skew, norm, joint, a, ahead)
+    size, taken = frobenius, fill(skew, 0.0)
+    for j in range(k):
+        rolled()
+        if j > 0:
+            c = load(w.bounds, j - 1) + 2.0 * load(numbers, 10)  # moves it below all others
+            size = _take_away(w, w.matrix if j == 1 else w.rest, n, j - 1, c)
+            taken = taken + 2.2 * UNIT * (size + magnitude(c))
+        _pair(w, n, j, certify, tolerance, frobenius, size, taken, skew, joint, a, ahead)
     if k > 1:
         _lower_together(w, n, k, frobenius, joint)
     store(numbers, 4, select(largest > 0.0, frobenius, select(squares == 0.0, 0.0, squares)))
     store(numbers, 5, off)
-    store(numbers, 6, larger(norm, magnitude(load(w.bounds, 0))))
+    store(numbers, 6, larger(load(numbers, 6), magnitude(load(w.bounds, 0))))
     _deliver(w, pairs, first, last, n, k)
 
 

@@ -81,6 +81,7 @@ def _two_rows(work, i, p, w, q, product):
     v1, w1, x1 = -load(work, p + i + 1), -load(w, i + 1), load(work, q + i + 1)
     s0 = s1 = fill(x0, 0.0)
     for j in range(i):
+        rolled()
         vj, wj, xj = load(work, p + j), load(w, j), load(work, q + j)
         a = fma(v0, wj, fma(w0, vj, load(work, a0 + j)))
         b = fma(v1, wj, fma(w1, vj, load(work, a1 + j)))
@@ -104,6 +105,7 @@ def _pass_over(work, k, p, w, q, product):
     """Update the leading k x k block and multiply it by x in one pass."""
     i = 0
     while i + 2 <= k:
+        rolled()
         _two_rows(work, i, p, w, q, product)
         i += 2
     if i < k:
@@ -155,6 +157,7 @@ def reduce(work, n, alpha, beta, scale, w, product, numbers, at):
         store(w, j, fill(load(work, 0), 0.0))
     p = row(n - 1)
     for k in range(n - 1, 1, -1):
+        rolled()
         q = row(k)
         aside = _update_row(work, k, p, w, k + 1)
         store(alpha, k, load(work, q + k))
@@ -175,9 +178,11 @@ def reduce(work, n, alpha, beta, scale, w, product, numbers, at):
 def back_transform(work, n, scale, weights, vector, at):
     """Turn a vector of the tridiagonal form into one of the matrix, written to ``vector[at:]``."""
     for j in range(n):
+        rolled()
         store(vector, at + j, load(weights, j))
     for k in range(2, n):
         base = row(k)
         c = -load(scale, k) * dot(work, base, vector, at, k)
         for j in range(k):
+            rolled()
             store(vector, at + j, fma(c, load(work, base + j), load(vector, at + j)))

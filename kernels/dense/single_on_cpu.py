@@ -10,6 +10,7 @@ from catapult_fast.kernels.compile import inner, jit
 from catapult_fast.kernels.dense import krylov, tiles
 from catapult_fast.kernels.dense.cholesky import factor, height
 from catapult_fast.kernels.dense.rounding import TINY, UNIT, factor_error, quotient_error
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import LANES, empty, fma, load
 
 
@@ -58,6 +59,7 @@ def _judge(w, m, j):
     value = krylov.inside(v, at, w.images, at, m) / length
     squares = 0.0 * value
     for i in range(m):
+        rolled()
         gap = fma(-value, load(v, at + i), load(w.images, at + i))
         squares = fma(gap, gap, squares)
     squares = krylov.total(squares)
@@ -68,6 +70,7 @@ def _judge(w, m, j):
 def _against_earlier(w, m, j):
     straight = crossed = 0.0
     for i in range(j):
+        rolled()
         g = krylov.number(krylov.inside(w.vectors, i * m, w.vectors, j * m, m))
         h = krylov.number(krylov.inside(w.vectors, i * m, w.images, j * m, m))
         straight += g * g
@@ -115,9 +118,16 @@ def _pair(matrix, w, pairs, b, j, m, n, given, tolerance, limit, certify, froben
             free = krylov.free_bound(
                 w.recurrence, size, m, n, value, estimate, (1.0 + 3.0 * j) * frobenius, dropped, room
             )  # fmt: skip
-        if free == np.inf:
-            gap = residual + 3.0 * frobenius * straight**0.5 + taken
+        error_of_value = residual
+        if given < 2:
+            error_of_value = krylov.likely_error(w.recurrence, size, value, pairs.norm[b], residual)
+        while free == np.inf:
+            rolled()
+            gap = error_of_value + 3.0 * frobenius * straight**0.5 + taken
             free = _prove(matrix, w, m, n, value, gap, (1.0 + 3.0 * j) * frobenius)
+            if error_of_value >= residual:
+                break
+            error_of_value = residual
         proven = free - value <= max(room, frobenius * 1e-10)
         upper = min(upper, free)
     pairs.values[b, j], pairs.residuals[b, j] = value, residual
@@ -131,6 +141,7 @@ def _lower_together(pairs, b, k, n, frobenius, joint):
     rounding = (n + 2.0) * k * UNIT
     e, off = joint[0] ** 0.5 + rounding, joint[1] ** 0.5 + rounding * frobenius
     for j in range(k):
+        rolled()
         pairs.lower[b, j] -= off + 2.2 * e * frobenius
 
 
@@ -149,6 +160,7 @@ def _one(a, n, k, sign, mode, start, fresh, tolerance, limit, certify, b, w, pai
     joint = w.joint  # kernels make no arrays
     joint[0] = joint[1] = 0.0
     for j in range(k):
+        rolled()
         matrix = w.matrix if j == 0 else w.rest
         if mode == 1:
             _take_in(start, (b * k + j) * n, n, w.start, 0)
@@ -163,6 +175,7 @@ def _one(a, n, k, sign, mode, start, fresh, tolerance, limit, certify, b, w, pai
     flat = w.vectors.reshape(-1)
     for j in range(k):
         for i in range(n):
+            rolled()
             pairs.vectors[b, j, i] = flat[j * m * LANES + i]
 
 
@@ -191,6 +204,7 @@ def solve(a, n, k, sign, mode, start, fresh, tolerance, limit, certify, first, l
         Out.
     """
     for b in range(first, last):
+        rolled()
         _one(a, n, k, sign, mode, start, fresh, tolerance, limit, certify, b, w, pairs)
 
 

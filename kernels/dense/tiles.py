@@ -10,6 +10,7 @@ import math
 
 from catapult_fast.kernels.compile import inner
 from catapult_fast.kernels.dense.vectors import first_lane, lane_sums, larger, load_at, transpose
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import LANES, fill, fma, load, magnitude, spread, store, total, widen
 
 
@@ -31,12 +32,14 @@ def _largest(a, base, size, zero):
     most = zero
     j = 0
     while j + 8 <= size:
+        rolled()
         most = larger(magnitude(widen(load_at(a, base + j))), most)
         j += 8
     best = 0.0
     for lane in range(LANES):
         best = max(best, first_lane(spread(most, lane)))
     while j < size:
+        rolled()
         best = max(best, abs(float(a[base + j])))
         j += 1
     return best
@@ -108,6 +111,7 @@ def multiply(tiles, m, x, at, y, to):
     """``y[to:] = A x[at:]``: each tile serves its rows and its columns."""
     zero = fill(load(x, at), 0.0)
     for k in range(m):
+        rolled()
         store(y, to + k, zero)
     for k in range(m):
         xk = load(x, at + k)
@@ -119,6 +123,7 @@ def multiply(tiles, m, x, at, y, to):
         s4, s5 = load(tiles, t + 4) * xk, load(tiles, t + 5) * xk
         s6, s7 = load(tiles, t + 6) * xk, load(tiles, t + 7) * xk
         for j in range(k + 1, m):
+            rolled()
             t += 8
             xj = load(x, at + j)
             a0, a1, a2, a3 = load(tiles, t), load(tiles, t + 1), load(tiles, t + 2), load(tiles, t + 3)
@@ -147,6 +152,7 @@ def diagonal_sum(tiles, m, n):
     """Trace."""
     s = 0.0
     for i in range(n):
+        rolled()
         k, r = i // 8, i % 8
         s += first_lane(spread(load(tiles, tile(k, k, m) + r), r))
     return s
@@ -157,6 +163,7 @@ def shifted(source, m, n, x, target, scratch):
     """``target = x I - A``, with the identity in rows beyond the matrix; returns the trace."""
     trace = 0.0
     for t in range(4 * m * (m + 1)):
+        rolled()
         store(target, t, -load(source, t))
     for k in range(m):
         at = tile(k, k, m)

@@ -7,6 +7,7 @@ from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
 from catapult_fast.kernels.compile import inner
+from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import LANES, Vector, fill, fma, load, select, store
 
 _FLOAT = {types.float64: ir.DoubleType(), types.float32: ir.FloatType()}
@@ -118,12 +119,14 @@ def dot(x, at, y, to, count):
     s = t = u = v = fill(load(x, at), 0.0)
     j = 0
     while j + 4 <= count:
+        rolled()
         s = fma(load(x, at + j), load(y, to + j), s)
         t = fma(load(x, at + j + 1), load(y, to + j + 1), t)
         u = fma(load(x, at + j + 2), load(y, to + j + 2), u)
         v = fma(load(x, at + j + 3), load(y, to + j + 3), v)
         j += 4
     while j < count:
+        rolled()
         s = fma(load(x, at + j), load(y, to + j), s)
         j += 1
     return (s + t) + (u + v)
@@ -133,6 +136,7 @@ def dot(x, at, y, to, count):
 def add_multiple(c, x, at, y, to, count):
     """``y += c x`` for ``count`` vectors."""
     for j in range(count):
+        rolled()
         store(y, to + j, fma(c, load(x, at + j), load(y, to + j)))
 
 
