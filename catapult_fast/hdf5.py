@@ -30,6 +30,7 @@ __all__ = [
     "attributes",
     "filters",
     "open_ours",
+    "opened",
     "read_file",
     "reopened",
     "write_hdf5",
@@ -90,9 +91,19 @@ def write_unsealed(raw: UnfailingFile, fill: Callable[[Writer], Any]) -> None:
         fill(Writer(file, raw))
 
 
-def reopened(raw: UnfailingFile) -> h5py.File:
-    """Open a file that is not sealed yet, to write on."""
-    return h5py.File(raw, "r+", libver=_FORMAT)
+@contextmanager
+def reopened(path: Path) -> Iterator[tuple[h5py.File, UnfailingFile]]:
+    """Open a file that is not sealed yet, to write on; afterwards it is synced."""
+    with UnfailingFile(path, existing=True) as raw:
+        try:
+            with h5py.File(raw, "r+", libver=_FORMAT) as file:
+                yield file, raw
+        except StorageError:
+            raise
+        except _NONSENSE as error:
+            raw.check()
+            raise CorruptFileError(f"{path} could not be written on: {_line(error)}") from error
+        raw.sync()
 
 
 def filters(shape: tuple[int, ...], dtype: np.dtype[Any], *, labels: bool = False) -> dict[str, Any]:
@@ -201,7 +212,7 @@ def open_ours(path: Path, use: Callable[[Source], _T], kind: str = SCHEMA_NAME) 
     CorruptFileError
         If it is not ours, damaged, or holds what no file of ours holds.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         version = _schema(path, file, kind)
         admission.admit(path, file)
         digests = None if version == _UNSEALED and seal.SEAL not in file.attrs else seal.check(path, file)
@@ -209,7 +220,8 @@ def open_ours(path: Path, use: Callable[[Source], _T], kind: str = SCHEMA_NAME) 
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Open a file of ours as it is; whatever HDF5 complains of is a CorruptFileError."""
     if not path.is_file():
         raise StorageError(f"{path} does not exist, or is no file")
     try:
@@ -220,8 +232,11 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except (PermissionError, BlockingIOError) as error:
         raise StorageError(f"reading {path} failed: {error.strerror or error}") from error
     except (*_NONSENSE, zlib.error) as error:
-        said = " ".join(str(error).split())
-        raise CorruptFileError(f"{path} is not a readable results file of ours: {said}") from error
+        raise CorruptFileError(f"{path} is not a readable results file of ours: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _schema(path: Path, file: h5py.File, kind: str) -> str:
@@ -260,7 +275,7 @@ def read_file(path: Path) -> Contents:
         return Contents(source.attrs, dims, shapes, dtypes, lambda name: read(name, digests))
 
     def read(name: str, digests: Mapping[str, str] | None) -> Array:
-        with _opened(path) as file:
+        with opened(path) as file:
             if _stamp(path) != stamp:
                 raise StorageError(f"{path} was replaced after it had been opened; open it again")
             return Source(path, file, digests).read(name)

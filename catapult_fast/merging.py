@@ -22,8 +22,7 @@ import numpy as np
 from catapult_fast import seal
 from catapult_fast.boxes import boxes, slabs
 from catapult_fast.errors import CorruptFileError, StorageError
-from catapult_fast.files import UnfailingFile
-from catapult_fast.hdf5 import File, Source, open_ours, reopened
+from catapult_fast.hdf5 import File, Source, open_ours, opened, reopened
 from catapult_fast.shards import Arrays, Form, pieces
 
 __all__ = ["fill", "fill_in_child"]
@@ -34,15 +33,13 @@ __all__ = ["fill", "fill_in_child"]
 
 def fill(path: Path, members: Iterable[tuple[int, int, Arrays]]) -> None:
     """Put members, in their order, into a file that holds empty variables; seal it, sync it, read it back."""
-    with UnfailingFile(path, existing=True) as raw:
-        with reopened(raw) as file:
-            digests: dict[str, Any] = defaultdict(hashlib.sha256)
-            for low, high, arrays in members:
-                for name, array in arrays.items():
-                    _place(file[name], file["status"].shape, low, high, array, digests[name])
-                raw.check()
-            seal.put(file, {name: digest.hexdigest() for name, digest in digests.items()} | _others(file, digests))
-        raw.sync()
+    with reopened(path) as (file, raw):
+        digests: dict[str, Any] = defaultdict(hashlib.sha256)
+        for low, high, arrays in members:
+            for name, array in arrays.items():
+                _place(file[name], file["status"].shape, low, high, array, digests[name])
+            raw.check()
+        seal.put(file, {name: digest.hexdigest() for name, digest in digests.items()} | _others(file, digests))
     open_ours(path, _scan)
 
 
@@ -125,7 +122,9 @@ def fill_in_child(path: Path, folder: Path) -> None:
 def _error_of(code: int, said: str) -> OSError:
     if code == _FAILED:
         number, sentence = json.loads(said)
-        return OSError(number, sentence) if number else CorruptFileError(sentence)
+        if number:
+            return OSError(number, sentence)
+        return CorruptFileError(f"the merge failed, and the shards are kept: {sentence}")
     how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}: {said}"
     return StorageError(f"the process that merges the shards {how}; they are kept, and the same command tries again")
 
@@ -154,7 +153,7 @@ def _main() -> None:
 
 def _shards_for(path: Path, folder: Path) -> Iterable[tuple[int, int, Arrays]]:
     """The shards that a file with empty variables asks for."""
-    with UnfailingFile(path, existing=True) as raw, reopened(raw) as file:
+    with opened(path) as file:
         shape = file["status"].shape
         form: Form = {
             name: (item.dtype, item.shape[len(shape) :])

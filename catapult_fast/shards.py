@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -17,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from catapult_fast.errors import CorruptFileError, StorageError, SweepMismatch
-from catapult_fast.files import storage_errors, sync_folder
+from catapult_fast.files import check_space, storage_errors, sync_folder
 from catapult_fast.hdf5 import Reader, Source, Writer, attributes, open_ours, read_file, write_hdf5
 from catapult_fast.layout import SCHEMA_VERSION, SHARD_SCHEMA, Described, coordinates, member_variables, variables
+from catapult_fast.planning import file_bytes
 from catapult_fast.sweep import Sweep
 
 __all__ = [
     "Arrays",
     "Form",
+    "check_room",
     "check_shard",
     "finished_ranges",
     "form_of",
@@ -79,6 +80,13 @@ def prepare_parts(folder: Path, sweep: Sweep, backend: str) -> None:
         writer.put_inputs(sweep)
 
     write_hdf5(description, fill, _OVERHEAD + sweep.data.X.nbytes)
+
+
+def check_room(path: Path, sweep: Sweep) -> None:
+    """Raise StorageError unless there is room for the shards that are missing and for the file."""
+    folder = parts_folder(path)
+    there = sum(shard.stat().st_size for _, _, shard in shard_files(folder)) if folder.is_dir() else 0
+    check_space(path.parent, 2 * file_bytes(sweep) - there, f"a run into {path}, shards and file together,")
 
 
 def write_shard(folder: Path, sweep: Sweep, low: int, high: int, arrays: Arrays) -> None:
@@ -190,10 +198,16 @@ def pieces(folder: Path, digest: str, form: Form, members: int) -> Iterator[tupl
 def remove_parts(folder: Path, sweep: Sweep) -> None:
     """Remove the sweep's shards, which a finished file has made superfluous; another sweep's stay."""
     description = folder / "sweep.h5"
-    if not description.exists() or _digest_of(description) != sweep.digest:
-        return
     with storage_errors(folder, "removing"):
-        shutil.rmtree(folder)
+        if description.exists():
+            if _digest_of(description) != sweep.digest:
+                return
+            for entry in folder.iterdir():
+                if entry != description:
+                    entry.unlink()
+            description.unlink()  # last: without it nobody knows whose the others are
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 # --- a run in progress -----------------------------------------------------------------------
