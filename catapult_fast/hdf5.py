@@ -32,6 +32,7 @@ __all__ = [
     "open_ours",
     "opened",
     "read_file",
+    "renewed",
     "reopened",
     "write_hdf5",
     "write_unsealed",
@@ -64,7 +65,7 @@ class Writer:
         """Make a whole dataset."""
         dataset = self.file.create_dataset(name, data=array, **filters(array.shape, array.dtype))
         self.raw.check()
-        self.digests[name] = hashlib.sha256(seal.octets(array)).hexdigest()
+        self.digests[name] = seal.digest_of(array)
         return dataset
 
     def put_inputs(self, sweep: Sweep) -> None:
@@ -140,6 +141,12 @@ def attributes(sweep: Sweep, backend: str, provenance: Mapping[str, Any]) -> dic
         "backend": backend,
         "provenance_json": json.dumps(seal.signed(provenance), sort_keys=True),
     }
+
+
+def renewed(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of an opened file, which may be of an older version, for a new one."""
+    provenance = seal.signed(json.loads(attrs["provenance_json"]))
+    return {**attrs, "schema_version": SCHEMA_VERSION, "provenance_json": json.dumps(provenance, sort_keys=True)}
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -246,7 +253,7 @@ def _schema(path: Path, file: h5py.File, kind: str) -> str:
         raise CorruptFileError(f"{path} is not a file of catapult_fast (schema_name is {name!r}, not {kind!r})")
     if str(version).partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
         raise CorruptFileError(
-            f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}: upgrade catapult_fast"
+            f"{path} has schema version {version!r}; this version reads {SCHEMA_VERSION}: upgrade catapult_fast"
         )
     return str(version)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from catapult_fast.errors import CorruptFileError
 
-__all__ = ["SEAL", "axes", "check", "octets", "put", "signed"]
+__all__ = ["SEAL", "axes", "check", "digest_of", "octets", "put", "signed"]
 
 SEAL = "integrity_json"
 PROVENANCE = "provenance_json"  # differs between two runs of one sweep, so it carries its own digest
@@ -33,6 +33,11 @@ def signed(values: Mapping[str, Any]) -> dict[str, Any]:
 def octets(array: np.ndarray[Any, Any]) -> memoryview:
     """The bytes of an array, in C order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def digest_of(array: np.ndarray[Any, Any]) -> str:
+    """SHA-256 of the values of an array."""
+    return hashlib.sha256(octets(array)).hexdigest()
 
 
 def put(file: h5py.File, digests: Mapping[str, str]) -> None:
@@ -96,7 +101,7 @@ def _dataset(dataset: h5py.Dataset) -> dict[str, Any]:
         "chunks": dataset.chunks,
         "filters": [[int(code), int(flags), [int(v) for v in values]] for code, flags, values, _ in stages],
         "fill": np.asarray(dataset.fillvalue).tobytes().hex(),
-        "axes": axes(dataset),
+        "axes": [] if dataset.is_scale else [[scale.name for scale in dim.values()] for dim in dataset.dims],
     }
 
 

@@ -17,7 +17,7 @@ from catapult_fast.files import (
     sweep_temporaries,
     temporary_of,
 )
-from catapult_fast.hdf5 import Writer, attributes, filters, write_unsealed
+from catapult_fast.hdf5 import Writer, attributes, filters, renewed, write_unsealed
 from catapult_fast.layout import coordinates, variables
 from catapult_fast.planning import file_bytes
 from catapult_fast.shards import Arrays, parts_folder, remove_parts
@@ -74,7 +74,7 @@ def write_arrays(path: Path, sweep: Sweep, attrs: Mapping[str, Any], arrays: Arr
         if v.kind == "start":
             array = np.broadcast_to(array[..., None], sweep.shape)
         flat[v.name] = array.reshape(sweep.n_members, *array.shape[len(sweep.shape) :])
-    _write_file(path, sweep, attrs, lambda file: merging.fill(file, [(0, sweep.n_members, flat)]))
+    _write_file(path, sweep, renewed(attrs), lambda file: merging.fill(file, [(0, sweep.n_members, flat)]))
 
 
 def merge(path: Path, sweep: Sweep, backend: str, provenance: Mapping[str, Any]) -> None:
