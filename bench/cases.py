@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catapult_fast import engines
-from catapult_fast.bench import eigen
+from catapult_fast.bench import eigen, storage
 from catapult_fast.bench.limits import Limits
 from catapult_fast.bench.ours import Members, form_in_use, from_the_start, in_form
 from catapult_fast.bench.peers import (
@@ -387,6 +387,7 @@ CASES: dict[str, Callable[[str, str, Limits], Result]] = {
     "linear-stopping": stopping,
     "linear-growth": growth,
     **eigen.CASES,
+    **storage.CASES,
 }
 
 
