@@ -23,7 +23,7 @@ _EXIT_CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], 
     (StorageError, 5),
     ((BackendUnavailable, DeviceError), 6),
 )
-_TERMINATED, _INTERRUPTED, _MISSED = 75, 130, 4
+_TERMINATED, _INTERRUPTED, _MISSED, _DAMAGED = 75, 130, 4, 5
 
 
 class _Terminated(BaseException):
@@ -133,6 +133,21 @@ def status_command(results_file: Path, as_json: bool, quiet: bool, verbose: bool
     _prepare(verbose)
     _say(*progress_of(results_file, as_json))
     return 0
+
+
+@cli.command("verify")
+@click.argument("results_file", metavar="OUT.h5", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_options
+def verify_command(results_file: Path, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> int:
+    """Read every byte of a results file and of the shards beside it, and say what is wrong."""
+    from catapult_fast.summary import faults_of
+
+    _prepare(verbose)
+    values, _, text = faults_of(results_file, as_json)
+    if not quiet or values["faults"]:
+        _say(values, as_json, text)
+    return _DAMAGED if values["faults"] else 0
 
 
 @cli.command("thresholds")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from catapult_fast.kernels.outcome import STATUS_MEANINGS
 from catapult_fast.phases import PHASE_MEANINGS
-from catapult_fast.sweep import Sweep
+from catapult_fast.sweep import Record, Sweep
 
 __all__ = [
     "CURVATURE_TOLERANCE",
     "SCHEMA_NAME",
     "SCHEMA_VERSION",
+    "SHARD_SCHEMA",
+    "Described",
     "Variable",
     "coordinates",
     "member_variables",
@@ -21,11 +23,32 @@ __all__ = [
 ]
 
 SCHEMA_NAME = "catapult_fast.sweep"
-SCHEMA_VERSION = "1.0"
+SHARD_SCHEMA = "catapult_fast.shard"
+SCHEMA_VERSION = "1.1"
 
 # Residual asked of a recorded top eigenvalue, relative to it, by the sweep's precision; the value's error
 # is its square over the gap to the next eigenvalue.
 CURVATURE_TOLERANCE = {"float64": 1e-8, "float32": 1e-7}
+
+
+class Described(Protocol):
+    """What of a sweep decides on the variables."""
+
+    @property
+    def axis(self) -> str:
+        """Name of the rate axis."""
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the member axes."""
+
+    @property
+    def record(self) -> Record:
+        """What is recorded."""
+
+    @property
+    def dtype(self) -> str:
+        """Precision of trajectories."""
 
 
 class Variable(NamedTuple):
@@ -38,7 +61,7 @@ class Variable(NamedTuple):
     units: str = "1"
     codes: dict[int, str] | None = None
 
-    def dims(self, sweep: Sweep) -> tuple[str, ...]:
+    def dims(self, sweep: Described) -> tuple[str, ...]:
         """Names of the axes."""
         if self.kind == "start":
             return sweep.dims[:-1]
@@ -67,7 +90,7 @@ _TRAJECTORIES = {
 }
 
 
-def recorded(sweep: Sweep) -> tuple[str, ...]:
+def recorded(sweep: Described) -> tuple[str, ...]:
     """Names of what is observed along training."""
     record = sweep.record
     names = ["loss"]
@@ -77,7 +100,7 @@ def recorded(sweep: Sweep) -> tuple[str, ...]:
     return (*names, *(name for name in _TRAJECTORIES if name in record.also))
 
 
-def variables(sweep: Sweep) -> tuple[Variable, ...]:
+def variables(sweep: Described) -> tuple[Variable, ...]:
     """Every variable of a sweep's results but the coordinates."""
     names = recorded(sweep)
     table = []
@@ -107,7 +130,7 @@ def variables(sweep: Sweep) -> tuple[Variable, ...]:
     )
 
 
-def member_variables(sweep: Sweep) -> tuple[Variable, ...]:
+def member_variables(sweep: Described) -> tuple[Variable, ...]:
     """The variables as a shard holds them: start variables repeated for each member."""
     return tuple(v._replace(kind="member") if v.kind == "start" else v for v in variables(sweep))
 

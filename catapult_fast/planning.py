@@ -8,7 +8,7 @@ from types import ModuleType
 from catapult_fast.layout import member_variables
 from catapult_fast.sweep import Sweep
 
-__all__ = ["plan", "ranges", "shard_size", "steps_of_window"]
+__all__ = ["file_bytes", "plan", "ranges", "shard_size", "steps_of_window"]
 
 # Multiply-adds a second of one core, measured on a 2-core machine with AVX-512 (bench/results);
 # they set window lengths and predictions, never results.
@@ -16,6 +16,7 @@ RATE = 24e9
 WINDOW_SECONDS = 0.5
 _SHARD_SECONDS = 2.0
 _SHARD_BYTES = 32 << 20
+_FILE_OVERHEAD = 40_000  # headers, indices, attributes
 
 
 def plan(sweep: Sweep, engine: ModuleType, workers: int = 1) -> dict[str, float]:
@@ -27,12 +28,18 @@ def plan(sweep: Sweep, engine: ModuleType, workers: int = 1) -> dict[str, float]
     block = min(engine.block_members(sweep)[0], members)
     shard = min(shard_size(sweep, engine, members, workers), members)
     memory = workers * (block * engine.bytes_per_member(sweep) + 3 * shard * row)
-    return {"members": members, "bytes": members * row, "memory": memory, "seconds": work / (RATE * workers)}
+    return {"members": members, "bytes": file_bytes(sweep), "memory": memory, "seconds": work / (RATE * workers)}
 
 
 def _record_work(sweep: Sweep, engine: ModuleType) -> float:
     """A few products with C for the tangent kernel of one record."""
     return 5.0 * float(engine.work_per_step(sweep)) if sweep.record.ntk else 0.0
+
+
+def file_bytes(sweep: Sweep) -> int:
+    """Bytes of the results file, in good approximation; the shards of a run take about as many."""
+    inputs: int = sum(array.nbytes for array in (sweep.data.X, sweep.data.Y, sweep.rates, *(sweep.weights or ())))
+    return sweep.n_members * _bytes_of_results(sweep) + inputs + _FILE_OVERHEAD
 
 
 def _bytes_of_results(sweep: Sweep) -> int:

@@ -15,6 +15,7 @@ from catapult_fast.files import check_writable
 from catapult_fast.hdf5 import Reader, read_file
 from catapult_fast.kernels.outcome import NOT_RUN
 from catapult_fast.layout import coordinates, variables
+from catapult_fast.outline import check_shapes
 from catapult_fast.shards import open_parts
 from catapult_fast.store import write_arrays
 from catapult_fast.sweep import Sweep
@@ -173,7 +174,23 @@ def open_results(path: str | PathLike[str]) -> Results:
         If nothing is there, or it is not a whole results file of this package.
     """
     target = Path(path)
-    if target.is_dir():
+    if not target.is_dir():
+        return _open_file(target)
+    finished = target.with_name(target.name.removesuffix(".parts"))
+    try:
         sweep, attrs, arrays = open_parts(target, lambda attrs, read: read_stored(attrs["sweep_toml"], read))
-        return Results.of_arrays(sweep, attrs, arrays)
-    return Results(*read_file(target))
+    except StorageError:
+        if target.exists() or not finished.is_file():
+            raise
+        return _open_file(finished)
+    if finished != target and finished.is_file():  # the run has ended meanwhile, and its shards are going
+        results = _open_file(finished)
+        if results.attrs["sweep_digest"] == sweep.digest:
+            return results
+    return Results.of_arrays(sweep, attrs, arrays)
+
+
+def _open_file(path: Path) -> Results:
+    contents = read_file(path)
+    check_shapes(path, contents)
+    return Results(contents.attrs, contents.dims, contents.read)

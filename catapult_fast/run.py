@@ -132,6 +132,7 @@ def _run_to_file(job: _Job, path: Path) -> Results:
         shards.remove_parts(folder, job.sweep)
         return found
     check_writable(path)
+    shards.check_room(path, job.sweep)
     shards.prepare_parts(folder, job.sweep, job.backend)
 
     def keep(low: int, high: int, values: Arrays) -> None:

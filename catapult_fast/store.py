@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from catapult_fast.files import storage_errors, sync_folder
-from catapult_fast.hdf5 import File, attributes, create, filters, open_ours, put_inputs
+from catapult_fast import merging
+from catapult_fast.files import (
+    UnfailingFile,
+    check_space,
+    publish,
+    storage_errors,
+    sweep_temporaries,
+    temporary_of,
+)
+from catapult_fast.hdf5 import Writer, attributes, filters, renewed, write_unsealed
 from catapult_fast.layout import coordinates, variables
-from catapult_fast.shards import Arrays, parts_folder, pieces, remove_parts
+from catapult_fast.planning import file_bytes
+from catapult_fast.shards import Arrays, parts_folder, remove_parts
 from catapult_fast.sweep import Sweep
 
 __all__ = ["merge", "write_arrays"]
 
 
-def _slices(low: int, high: int, length: int) -> Iterator[tuple[int, int, int, slice]]:
-    """Pieces (row, first, last, rates) of a flat member range in rows of ``length`` rates."""
-    at = low
-    while at < high:
-        row, first = divmod(at, length)
-        last = min(length, first + high - at)
-        yield row, at - low, at - low + last - first, slice(first, last)
-        at += last - first
-
-
-def _create(file: File, sweep: Sweep, attrs: Mapping[str, Any]) -> None:
-    """Make every dataset of the final file, with its axes, and the attributes."""
+def _outline(writer: Writer, sweep: Sweep, attrs: Mapping[str, Any]) -> None:
+    """Make the file but for its members: attributes, axes, inputs, and every variable, empty."""
+    file = writer.file
     file.attrs.update(attrs)
     scales = {}
     for name, (values, long_name) in coordinates(sweep).items():
-        scales[name] = file.create_dataset(name, data=values, **filters(values.shape, values.dtype))
+        scales[name] = writer.put(name, values)
         scales[name].make_scale(name)
         scales[name].attrs.update({"long_name": long_name, "units": "1"})
     lengths = {name: len(scale) for name, scale in scales.items()}
@@ -48,49 +47,23 @@ def _create(file: File, sweep: Sweep, attrs: Mapping[str, Any]) -> None:
         if variable.codes is not None:
             dataset.attrs["flag_values"] = np.array(list(variable.codes), np.int8)
             dataset.attrs["flag_meanings"] = " ".join(variable.codes.values())
-    put_inputs(file, sweep)
+    writer.put_inputs(sweep)
 
 
-def _place(file: File, sweep: Sweep, low: int, high: int, arrays: Arrays) -> None:
-    """Write the members low .. high - 1 into the final file."""
-    n_seeds, n_rates = sweep.shape[1:]
-    for variable in variables(sweep):
-        dataset, values = file[variable.name], arrays[variable.name]
-        for row, first, last, rates in _slices(low, high, n_rates):
-            i, j = divmod(row, n_seeds)
-            if variable.kind != "start":
-                dataset[i, j, rates] = values[first:last]
-            elif rates.start == 0:
-                dataset[i, j] = values[first]
-
-
-def _write_file(path: Path, sweep: Sweep, attrs: Mapping[str, Any], members: Iterator[tuple[int, int, Arrays]]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with storage_errors(path, "writing"):
+def _write_file(path: Path, sweep: Sweep, attrs: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
+    needed = file_bytes(sweep)
+    check_space(path.parent, needed, f"the file {path}")
+    sweep_temporaries(path.parent, path.name)
+    temporary = temporary_of(path)
+    with storage_errors(path, "writing", needed):
         try:
-            with create(temporary) as file:
-                _create(file, sweep, attrs)
-                for low, high, arrays in members:
-                    _place(file, sweep, low, high, arrays)
-            _verify(temporary, sweep)
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-            temporary.replace(path)
+            with UnfailingFile(temporary) as raw:
+                write_unsealed(raw, lambda writer: _outline(writer, sweep, attrs))
+                raw.check()
+            fill(temporary)
+            publish(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
-
-
-def _verify(path: Path, sweep: Sweep) -> None:
-    """Read every byte back, so that a checksum that fails is found before the shards go."""
-
-    def scan(file: File) -> None:
-        for variable in variables(sweep):
-            dataset = file[variable.name]
-            for i in range(dataset.shape[0]):
-                dataset[i]
-
-    open_ours(path, scan)
 
 
 def write_arrays(path: Path, sweep: Sweep, attrs: Mapping[str, Any], arrays: Arrays) -> None:
@@ -101,11 +74,19 @@ def write_arrays(path: Path, sweep: Sweep, attrs: Mapping[str, Any], arrays: Arr
         if v.kind == "start":
             array = np.broadcast_to(array[..., None], sweep.shape)
         flat[v.name] = array.reshape(sweep.n_members, *array.shape[len(sweep.shape) :])
-    _write_file(path, sweep, attrs, iter([(0, sweep.n_members, flat)]))
+    _write_file(path, sweep, renewed(attrs), lambda file: merging.fill(file, [(0, sweep.n_members, flat)]))
 
 
 def merge(path: Path, sweep: Sweep, backend: str, provenance: Mapping[str, Any]) -> None:
-    """Stream all shards into the final file, verify it, then remove them."""
+    """Stream all shards into the final file in a process of its own, verify it, then remove them.
+
+    Raises
+    ------
+    StorageError
+        If there is no room, a shard is missing or broken, or the process came to grief; the target is
+        untouched then, and the shards are kept.
+    """
     folder = parts_folder(path)
-    _write_file(path, sweep, attributes(sweep, backend, provenance), pieces(folder, sweep))
+    attrs = attributes(sweep, backend, provenance)
+    _write_file(path, sweep, attrs, lambda file: merging.fill_in_child(file, folder))
     remove_parts(folder, sweep)

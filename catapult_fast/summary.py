@@ -13,7 +13,7 @@ from catapult_fast.phases import PHASE_MEANINGS
 from catapult_fast.results import Results, open_results
 from catapult_fast.sweep import Sweep
 
-__all__ = ["forecast", "information", "missed", "progress_of", "summarize", "threshold_table"]
+__all__ = ["faults_of", "forecast", "information", "missed", "progress_of", "summarize", "threshold_table"]
 
 Answer = tuple[dict[str, Any], bool, str]
 
@@ -99,6 +99,20 @@ def progress_of(path: Path, as_json: bool) -> Answer:
     values = {"done": done, "members": int(results.status.size), "complete": target == path and not path.is_dir()}
     state = "finished" if values["complete"] else "in progress or interrupted"
     return values, as_json, f"{done} of {results.status.size} members done, {state}"
+
+
+def faults_of(path: Path, as_json: bool) -> Answer:
+    """What is wrong with a results file and with the shards beside it: a line each, then a summary."""
+    from dataclasses import asdict
+
+    from catapult_fast.verify import verify
+
+    found = verify(path)
+    count = len(found.faults)
+    verdict = "no fault" if not count else "1 fault" if count == 1 else f"{count} faults"
+    files = f"{len(found.checked)} file{'s' if len(found.checked) > 1 else ''}"
+    summary = f"{path}: {verdict}; {found.members} members in {files}, {_size(found.bytes)} of values read"
+    return asdict(found), as_json, "\n".join([*found.faults, summary])
 
 
 def _numbers(values: NDArray[np.float64]) -> list[float | None]:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from catapult_fast.data import Dataset, load_dataset
-from catapult_fast.errors import CatapultError, ConfigError
+from catapult_fast.errors import CatapultError, ConfigError, StorageError
 from catapult_fast.networks import TwoLayerLinear
-from catapult_fast.sweep import Record, Stop, Sweep
+from catapult_fast.sweep import RATES, Record, Stop, Sweep
 from catapult_fast.training import GradientDescent
 
-__all__ = ["read", "read_stored", "stored_inputs", "write"]
+__all__ = ["read", "read_stored", "stored_axes", "stored_inputs", "stored_lengths", "write"]
 
 Array = NDArray[Any]
 _T = TypeVar("_T")
@@ -193,6 +193,8 @@ class _Faults:
     def attempt(self, place: str, build: Callable[[], _T]) -> _T | None:
         try:
             return build()
+        except StorageError:
+            raise
         except (CatapultError, TypeError) as error:
             self.lines.append(f"{place}: {error}")
             return None
@@ -296,6 +298,59 @@ def _data(table: _Data, folder: Path, stored: Callable[[str], Array] | None) -> 
     if table.sha256 is not None and table.sha256 != data.digest:
         raise ConfigError(f"the data of {table.name!r} have changed: SHA-256 is {data.digest}, not {table.sha256}")
     return data
+
+
+# --- reading without the data ----------------------------------------------------------------
+
+
+def stored_lengths(text: str, length_of: Callable[[str], int]) -> tuple[str, dict[str, int], Record, str]:
+    """Rate axis, lengths of all axes, records and dtype of a stored sweep; no list or grid is laid out."""
+    document = _validate(_parse(text))
+    table, record = document.sweep, _record(document.record)
+    axis, grid = _rate_grid(table)
+    lengths = {"width": 1, "seed": 1, axis: _length(axis, grid, length_of)}
+    if document.data.weights_sha256 is None:
+        lengths |= {"width": 1 if isinstance(table.width, int) else _length("width", table.width, length_of)}
+        lengths |= {"seed": table.seeds if isinstance(table.seeds, int) else _length("seeds", table.seeds, length_of)}
+    if record.every:
+        lengths["step"] = _steps(table) // record.every + 1
+    return axis, lengths, record, table.dtype or "float64"
+
+
+def stored_axes(text: str, stored: Callable[[str], Array]) -> dict[str, NDArray[Any]]:
+    """Coordinates of a stored sweep."""
+    document = _validate(_parse(text))
+    table, record = document.sweep, _record(document.record)
+    values, axis = _grid(table, stored), _rate_grid(table)[0]
+    axes: dict[str, NDArray[Any]] = {axis: np.asarray(values[axis], np.float64)}
+    if document.data.weights_sha256 is None:
+        seeds = values["seeds"]
+        axes |= {"width": np.atleast_1d(values["width"])}
+        axes |= {"seed": np.arange(seeds) if isinstance(seeds, int) else np.asarray(seeds)}
+    else:
+        axes |= {"width": np.array([len(stored("inputs/V"))]), "seed": np.array([-1])}
+    return axes | ({"step": np.arange(0, _steps(table) + 1, record.every)} if record.every else {})
+
+
+def _rate_grid(table: _SweepTable) -> tuple[str, Any]:
+    given = [(name, getattr(table, name)) for name in RATES if getattr(table, name) is not None]
+    if len(given) != 1:
+        raise ConfigError(f"sweep must have exactly one of {', '.join(RATES)}")
+    return given[0]
+
+
+def _length(name: str, value: Any, length_of: Callable[[str], int]) -> int:
+    if isinstance(value, _Grid):
+        return value.num
+    if value is None:
+        raise ConfigError(f"sweep.{name} is missing from a stored sweep")
+    return length_of(f"inputs/{name}") if isinstance(value, _Stored) else len(value)
+
+
+def _steps(table: _SweepTable) -> int:
+    if table.steps is None:
+        raise ConfigError("sweep.steps is missing from a stored sweep")
+    return table.steps
 
 
 # --- writing ---------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 import catapult_fast as cf
 from catapult_fast import cli
-from catapult_fast.bench import cases, eigen, limits, peers, report, timing, tracking
+from catapult_fast.bench import cases, eigen, limits, peers, report, storage, timing, tracking
 from catapult_fast.bench.ours import Members, in_form
 from catapult_fast.bench.problems import linear_problem, scalar_problem
 from catapult_fast.errors import ConfigError
@@ -21,7 +21,7 @@ TINY = cases.Size(5, 12, STEPS)
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch, tmp_path):
     """Sizes, samples and settings of next to no time."""
     for name in cases.SIZES:
         monkeypatch.setitem(cases.SIZES, name, TINY)
@@ -29,6 +29,10 @@ def quick(monkeypatch):
     for name, size in eigen.SIZES.items():
         monkeypatch.setitem(eigen.SIZES, name, size._replace(count=3, n=min(size.n, 66)))
     monkeypatch.setitem(tracking.SIZES, "eig-track", tracking.Size(9, 5, 4, 25.0))
+    for name in storage.SIZES:
+        monkeypatch.setitem(storage.SIZES, name, storage.Size(12, 6, STEPS))
+    monkeypatch.setattr(storage, "SHARDS", 1)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cases, "EXPLICIT_WIDTH", 32)
     monkeypatch.setattr(cases, "settings", lambda peer: peers.settings(peer)[:1])
     monkeypatch.setattr(eigen, "settings", lambda peer: peers.settings(peer)[:1])
