@@ -173,7 +173,13 @@ def open_results(path: str | PathLike[str]) -> Results:
         If nothing is there, or it is not a whole results file of this package.
     """
     target = Path(path)
-    if target.is_dir():
+    if not target.is_dir():
+        return Results(*read_file(target))
+    try:
         sweep, attrs, arrays = open_parts(target, lambda attrs, read: read_stored(attrs["sweep_toml"], read))
-        return Results.of_arrays(sweep, attrs, arrays)
-    return Results(*read_file(target))
+    except StorageError:
+        finished = target.with_name(target.name.removesuffix(".parts"))
+        if target.is_dir() or not finished.is_file():
+            raise
+        return Results(*read_file(finished))  # merged while the shards were being read
+    return Results.of_arrays(sweep, attrs, arrays)

@@ -11,14 +11,15 @@ import numpy as np
 
 from catapult_fast.files import storage_errors, sync_folder
 from catapult_fast.hdf5 import File, attributes, create, filters, open_ours, put_inputs
+from catapult_fast.kernels.outcome import FAILED
 from catapult_fast.layout import coordinates, variables
-from catapult_fast.shards import Arrays, parts_folder, pieces, remove_parts
+from catapult_fast.shards import Arrays, parts_folder, pieces
 from catapult_fast.sweep import Sweep
 
-__all__ = ["merge", "write_arrays"]
+__all__ = ["merge", "slices", "write_arrays"]
 
 
-def _slices(low: int, high: int, length: int) -> Iterator[tuple[int, int, int, slice]]:
+def slices(low: int, high: int, length: int) -> Iterator[tuple[int, int, int, slice]]:
     """Pieces (row, first, last, rates) of a flat member range in rows of ``length`` rates."""
     at = low
     while at < high:
@@ -51,17 +52,23 @@ def _create(file: File, sweep: Sweep, attrs: Mapping[str, Any]) -> None:
     put_inputs(file, sweep)
 
 
-def _place(file: File, sweep: Sweep, low: int, high: int, arrays: Arrays) -> None:
-    """Write the members low .. high - 1 into the final file."""
+def _place(file: File, sweep: Sweep, low: int, high: int, arrays: Arrays, unknown: set[int]) -> None:
+    """Write the members low .. high - 1 into the final file.
+
+    A start is written with its first member, or with another one if that failed: ``unknown`` says where.
+    """
     n_seeds, n_rates = sweep.shape[1:]
     for variable in variables(sweep):
         dataset, values = file[variable.name], arrays[variable.name]
-        for row, first, last, rates in _slices(low, high, n_rates):
+        for row, first, last, rates in slices(low, high, n_rates):
             i, j = divmod(row, n_seeds)
             if variable.kind != "start":
                 dataset[i, j, rates] = values[first:last]
-            elif rates.start == 0:
+            elif rates.start == 0 or row in unknown:
                 dataset[i, j] = values[first]
+    for row, first, _, _ in slices(low, high, n_rates):
+        if arrays["status"][first] == FAILED:
+            unknown.add(row)
 
 
 def _write_file(path: Path, sweep: Sweep, attrs: Mapping[str, Any], members: Iterator[tuple[int, int, Arrays]]) -> None:
@@ -70,8 +77,9 @@ def _write_file(path: Path, sweep: Sweep, attrs: Mapping[str, Any], members: Ite
         try:
             with create(temporary) as file:
                 _create(file, sweep, attrs)
+                unknown: set[int] = set()
                 for low, high, arrays in members:
-                    _place(file, sweep, low, high, arrays)
+                    _place(file, sweep, low, high, arrays, unknown)
             _verify(temporary, sweep)
             with temporary.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -105,7 +113,5 @@ def write_arrays(path: Path, sweep: Sweep, attrs: Mapping[str, Any], arrays: Arr
 
 
 def merge(path: Path, sweep: Sweep, backend: str, provenance: Mapping[str, Any]) -> None:
-    """Stream all shards into the final file, verify it, then remove them."""
-    folder = parts_folder(path)
-    _write_file(path, sweep, attributes(sweep, backend, provenance), pieces(folder, sweep))
-    remove_parts(folder, sweep)
+    """Stream all shards into the final file and verify it; the caller removes them."""
+    _write_file(path, sweep, attributes(sweep, backend, provenance), pieces(parts_folder(path), sweep))
