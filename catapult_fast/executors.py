@@ -66,7 +66,8 @@ class Threads:
         """Cancel, and wait for what is in work, but not forever: a compiler cannot be told to stop."""
         self._cancel.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        wait(self._shards, timeout=_PATIENCE)
+        if not wait(self._shards, timeout=_PATIENCE).not_done:
+            self._pool.shutdown(wait=True)
 
 
 def work_through(executor: Executor, shards: Iterable[Shard], give_up: Callable[[int, int, str], None]) -> None:

@@ -106,13 +106,13 @@ def gate(folder: Path) -> Iterator[None]:
     lock = None
     while lock is None:
         with storage_errors(folder, "making"):
-            folder.mkdir(exist_ok=True)
+            _make(folder)
         try:
             lock = _acquire(path, _GATE_SECONDS)
-        except StorageError:
-            if folder.is_dir():
-                raise  # otherwise an owner that was done has just removed it
-            continue
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                continue  # an owner that was done has just removed the folder
+            raise
         if lock is None:
             raise TargetLocked(f"{path} is held for over {_GATE_SECONDS:.0f} s; if no process runs, remove it")
     try:
@@ -121,17 +121,37 @@ def gate(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _make(folder: Path) -> None:
+    """Make a folder, which others may make or remove at the same time."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if folder.is_file():
+            raise
+
+
 def _acquire(path: Path, seconds: float) -> BaseFileLock | None:
     """A lock of the operating system, or None if another holds it."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path, timeout=seconds)
-    with storage_errors(path, "locking"):
+    with storage_errors(path, "locking"), path.open("a") as file:
         try:
             lock.acquire()
         except Timeout:  # which is an OSError too
             return None
+        try:
+            _refuse_moved(path, file.fileno())
+        except OSError:
+            lock.release()
+            raise
     return lock
+
+
+def _refuse_moved(path: Path, handle: int) -> None:
+    """Raise FileNotFoundError if the file was renamed or removed meanwhile: its lock keeps nobody out."""
+    if not os.path.samestat(os.fstat(handle), path.stat()):
+        raise FileNotFoundError(f"{path} was replaced")
 
 
 def owners(folder: Path) -> list[Owner]:
