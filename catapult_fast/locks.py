@@ -110,7 +110,7 @@ def gate(folder: Path) -> Iterator[None]:
         try:
             lock = _acquire(path, _GATE_SECONDS)
         except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
+            if isinstance(error.__cause__, FileNotFoundError | FileExistsError):
                 continue  # an owner that was done has just removed the folder
             raise
         if lock is None:
