@@ -334,8 +334,18 @@ def _ignore_signals() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are one line on stderr."""
+    _open_standard_files()
     with _signals():
         return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _open_standard_files() -> None:
+    """Where standard files are closed, a results file would get their number, and messages of libraries."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _main(given: list[str]) -> int:

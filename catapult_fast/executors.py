@@ -66,7 +66,8 @@ class Threads:
         """Cancel, and wait for what is in work, but not forever: a compiler cannot be told to stop."""
         self._cancel.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if not wait(self._shards, timeout=_PATIENCE).not_done:
+        in_work = [future for future in self._shards if not future.cancelled()]
+        if not wait(in_work, timeout=_PATIENCE).not_done:
             self._pool.shutdown(wait=True)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from catapult_fast import processes
 from catapult_fast.files import storage_errors
 
-__all__ = ["sweep_up", "sweep_up_part"]
+__all__ = ["beside", "sweep_up", "sweep_up_part"]
 
 _TEMPORARY = re.compile(r"\.(?:tmp|probe)-(\d+)[^/]*$")
 _OF_MEMBERS = re.compile(r"^(?:members|failed)-(\d+)-\d+\.h5\.tmp-")
@@ -21,30 +20,35 @@ def sweep_up(path: Path, folder: Path) -> None:
 
     For the owner of the whole target: nobody else writes into the folder.
     """
-    _remove(folder, lambda entry: True)
+    for entry in [*_temporaries(folder), *beside(path, folder)]:
+        _remove(entry)
+
+
+def beside(path: Path, folder: Path) -> list[Path]:
+    """Temporaries of dead processes beside an output."""
     ours = (f"{path.name}.tmp-", f"{path.name}.probe-", f"{folder.name}.tmp-")
-    _remove(path.parent, lambda entry: entry.name.startswith(ours) and _is_dead(entry))
+    return [entry for entry in _temporaries(path.parent) if entry.name.startswith(ours) and _is_dead(entry)]
 
 
 def sweep_up_part(folder: Path, low: int, high: int) -> None:
     """Remove the temporaries of the shards of members low .. high - 1, for the owner of that part."""
-
-    def mine(entry: Path) -> bool:
+    for entry in _temporaries(folder):
         named = _OF_MEMBERS.match(entry.name)
-        return named is not None and low <= int(named[1]) < high
+        if named is not None and low <= int(named[1]) < high:
+            _remove(entry)
 
-    _remove(folder, mine)
+
+def _temporaries(folder: Path) -> list[Path]:
+    with storage_errors(folder, "listing"):
+        return [entry for entry in folder.iterdir() if _TEMPORARY.search(entry.name)]
 
 
-def _remove(folder: Path, chosen: Callable[[Path], bool]) -> None:
-    with storage_errors(folder, "tidying"):
-        for entry in list(folder.iterdir()):
-            if not _TEMPORARY.search(entry.name) or not chosen(entry):
-                continue
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+def _remove(entry: Path) -> None:
+    with storage_errors(entry, "removing"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _is_dead(entry: Path) -> bool:

@@ -182,7 +182,7 @@ def _run_in_memory(job: Job) -> Results:
 def _bar(job: Job, members: int) -> Any:
     from tqdm import tqdm
 
-    shown = job.progress and sys.stderr.isatty()
+    shown = job.progress and sys.stderr is not None and sys.stderr.isatty()
     bar = tqdm(total=members, unit="member", unit_scale=True, file=sys.stderr, disable=not shown, smoothing=0.1)
     bar.set_postfix_str("the first run on a machine compiles for some seconds")
     return bar

@@ -89,7 +89,8 @@ def write_shard(folder: Path, sweep: Sweep, low: int, high: int, arrays: Arrays)
 
 def shards_of(folder: Path, kind: str = "members") -> list[tuple[int, int, Path]]:
     """Ranges and files of the shards, ascending; of kind ``"failed"``: those that could not be computed."""
-    names = ((_SHARD.match(entry.name), entry) for entry in folder.iterdir())
+    with storage_errors(folder, "listing"):
+        names = [(_SHARD.match(entry.name), entry) for entry in folder.iterdir()]
     return sorted((int(m[2]), int(m[3]), entry) for m, entry in names if m and m[1] == kind)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catapult_fast.kernels.outcome import FAILED
+from catapult_fast.errors import StorageError
+from catapult_fast.kernels.outcome import FAILED, NOT_RUN
 from catapult_fast.layout import CURVATURE_TOLERANCE
 from catapult_fast.phases import PHASE_MEANINGS
 from catapult_fast.results import Results, open_results
@@ -118,17 +119,23 @@ def progress_of(path: Path, as_json: bool) -> Answer:
 
     output = output_of(path)
     folder = parts_folder(output)
-    if output.is_file():
-        status = open_results(output).status
-        failed = int(np.sum(status == FAILED))
-        done, members = int(np.sum(status > 0)) - failed, int(status.size)
-    else:
-        done, failed, members = member_count(folder)
+    try:
+        done, failed, members = _count(output) if output.is_file() else member_count(folder)
+    except StorageError:
+        if not output.is_file():
+            raise
+        done, failed, members = _count(output)  # merged meanwhile
     found = owners(folder)
     values: dict[str, Any] = {"done": done, "failed": failed, "members": members, "complete": output.is_file()}
     values |= {"owners": [_describe(owner) for owner in found if not owner.ended]}
     values |= {"parts": [f"{o.part[0]}/{o.part[1]}" for o in found if o.part is not None]}
     return values, as_json, _progress_text(values)
+
+
+def _count(output: Path) -> tuple[int, int, int]:
+    status = open_results(output).status
+    bad = int(np.sum(status == FAILED))
+    return int(np.sum(status != NOT_RUN)) - bad, bad, int(status.size)
 
 
 def _describe(owner: Owner) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from catapult_fast.block import Arrays
 from catapult_fast.differences import check_same_maker, check_same_sweep
 from catapult_fast.errors import StorageError, TargetLocked
 from catapult_fast.failures import discard_failed, failures, write_failed
-from catapult_fast.files import check_writable
+from catapult_fast.files import check_writable, storage_errors
 from catapult_fast.hdf5 import read_file
-from catapult_fast.leftovers import sweep_up, sweep_up_part
+from catapult_fast.leftovers import beside, sweep_up, sweep_up_part
 from catapult_fast.machine import provenance
 from catapult_fast.planning import part_range
 from catapult_fast.progress import uncovered
@@ -47,10 +47,11 @@ def run_to_file(job: Job, path: Path, *, steal: bool = False) -> Results:
     _refuse_folder(path)
     folder = shards.parts_folder(path)
     found = _finished(path, job.sweep)
-    if found is not None and not folder.exists():
+    if found is not None and not folder.exists() and not beside(path, folder):
         return found
     try:
         with _own(job, path, steal=steal):
+            sweep_up(path, folder)
             found = _finished(path, job.sweep)
             if found is None:
                 _compute(job, path, 0, job.sweep.n_members)
@@ -75,7 +76,8 @@ def run_part(job: Job, path: Path, part: Part, *, steal: bool = False) -> Share:
         raise StorageError(f"{path} is finished, but members failed; catapult-fast resume tries them again")
     with _own(job, path, part=part, steal=steal):
         if low < high:
-            _compute(job, path, low, high, part=True)
+            sweep_up_part(folder, low, high)
+            _compute(job, path, low, high)
         bad = sum(min(b, high) - max(a, low) for a, b, _ in failures(folder) if a < high and b > low)
     spans = (part_range(job.sweep, job.engine, (i, part[1])) for i in range(part[1]))
     return Share(low, high, bad, [i for i, (a, b) in enumerate(spans) if a < b and uncovered(folder, a, b)])
@@ -117,8 +119,9 @@ def stored_sweep(path: Path) -> tuple[Sweep, dict[str, Any]]:
 
 
 def _refuse_folder(path: Path) -> None:
-    if path.is_dir():
-        raise StorageError(f"{path} is a folder; give the name of a file")
+    with storage_errors(path, "looking at"):
+        if path.is_dir():
+            raise StorageError(f"{path} is a folder; give the name of a file")
 
 
 def _finished(path: Path, sweep: Sweep) -> Results | None:
@@ -152,12 +155,8 @@ def _check(job: Job, path: Path, folder: Path) -> None:
     shards.refuse_strangers(folder)
 
 
-def _compute(job: Job, path: Path, low: int, high: int, *, part: bool = False) -> None:
+def _compute(job: Job, path: Path, low: int, high: int) -> None:
     sweep, folder = job.sweep, shards.parts_folder(path)
-    if part:
-        sweep_up_part(folder, low, high)
-    else:
-        sweep_up(path, folder)
     shards.prepare_parts(folder, sweep, job.backend, job.provenance())
     discard_failed(folder, low, high)
     if path.exists():

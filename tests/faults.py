@@ -33,8 +33,12 @@ steps = 400
 every = 10
 """
 # The same with many times the work: for whoever has to be found working.
-LONG = SHORT.replace("steps = 400", "steps = 60000").replace("every = 10", "every = 5000") + (
-    "[stop]\nconverged = false\ndiverged = false\n"
+LONG = (
+    SHORT.replace("n_train = 12", "n_train = 48")
+    .replace("dim = 20", "dim = 60")
+    .replace("steps = 400", "steps = 100000")
+    .replace("every = 10", "every = 25000")
+    + "[stop]\nconverged = false\ndiverged = false\n"
 )
 
 
@@ -108,11 +112,12 @@ class Nursery:
 
     def __init__(self, folder, text):
         (folder / "sweep.toml").write_text(text)
+        self.folder = folder
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _NURSERY, "sweep.toml"], cwd=folder, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / "nursery.log").open("w"),
-        )  # fmt: skip
+        line = [sys.executable, "-c", _NURSERY, "sweep.toml"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with (folder / "nursery.log").open("w") as log:
+            self.process = subprocess.Popen(line, cwd=folder, env=environment, text=True, stderr=log, **pipes)
         assert self.process.stdout.readline() == "ready\n", (folder / "nursery.log").read_text()
 
     def start(self, expression):
@@ -124,6 +129,10 @@ class Nursery:
     def wait(self):
         """Wait for the child; its exit code, minus a signal's number."""
         return int(self.process.stdout.readline())
+
+    def log(self):
+        """What its children have written to standard error."""
+        return (self.folder / "nursery.log").read_text()
 
     def close(self):
         with contextlib.suppress(OSError):

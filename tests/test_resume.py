@@ -234,6 +234,17 @@ def test_temporaries_of_the_dead_are_swept_up(monkeypatch, whole):
     assert contents("out.h5") == whole
 
 
+def test_temporaries_beside_a_finished_file(monkeypatch, whole):
+    """As of one that was killed while it removed the shards."""
+    cf.run(sweep(), "out.h5", progress=False)
+    left = Path("out.h5.parts.tmp-4194311")
+    left.mkdir()
+    (left / "members-000000000000-000000000008.h5").write_text("a shard")
+    monkeypatch.setattr(run_module, "compute_shard", lambda *_: pytest.fail("something was computed"))
+    cf.run(sweep(), "out.h5", progress=False)
+    assert names() == ["out.h5", "sweep.toml"]
+
+
 def test_a_temporary_of_a_number_that_was_given_again():
     name = Path(f"out.h5.tmp-{os.getpid()}")
     name.write_text("older than the process of that number")
