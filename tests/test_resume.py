@@ -148,6 +148,13 @@ def test_another_sweep_is_refused_by_its_differences(monkeypatch, finished):
         assert snapshot() == before
 
 
+def test_a_width_that_the_sweep_replaces_is_no_difference():
+    cf.run(sweep(), "out.h5", progress=False)
+    other = cf.Sweep.from_toml(SWEEP, changes={"network.width": 7, "sweep.steps": 61})
+    with pytest.raises(cf.SweepMismatch, match=r"\(sweep\.steps: 61 here, 60 in the file\)"):
+        cf.run(other, "out.h5", progress=False)
+
+
 def test_given_data_are_told_apart():
     rng = np.random.default_rng(0)
     X, Y = rng.standard_normal((4, 3)), np.array([1.0, -1.0, -1.0, 1.0])
@@ -519,7 +526,16 @@ def test_a_part_computes_its_own_members_only(monkeypatch, call, whole):
     assert contents("out.h5") == whole
 
 
-def test_a_failed_part(monkeypatch, call, whole):
+def test_a_failed_part_is_tried_again(monkeypatch, call):
+    with monkeypatch.context() as patch:
+        spoil(patch, lambda low: low == 32)
+        assert call("run", "sweep.toml", "-o", "out.h5", "--shard", "1/3")[0] == 4
+    assert len(shard_files("out.h5", "failed")) == 1
+    assert call("run", "sweep.toml", "-o", "out.h5", "--shard", "1/3")[0] == 0
+    assert shard_files("out.h5", "failed") == []
+
+
+def test_a_failed_part_is_merged_as_such(monkeypatch, call, whole):
     with monkeypatch.context() as patch:
         spoil(patch, lambda low: low == 32)
         assert call("run", "sweep.toml", "-o", "out.h5", "--shard", "1/3")[0] == 4
