@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 import catapult_fast as cf
 from catapult_fast import cli, shards
+from catapult_fast.executors import THREAD_NAME
 from catapult_fast.kernels.outcome import FAILED, NOT_RUN
 from catapult_fast.planning import part_range
 from catapult_fast.shards import parts_folder
@@ -408,6 +410,31 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(monkeypatch, call, whol
     assert len(shard_files("out.h5")) >= 5
     assert call("resume", "out.h5", "-q")[0] == 0
     assert contents("out.h5") == whole
+
+
+def test_nothing_is_written_once_the_run_has_ended(monkeypatch):
+    """A shard that could not be waited for is dropped: the target may be another's by then."""
+    compute, working, free = run_module.compute_shard, threading.Event(), threading.Event()
+
+    def linger(sweep, engine, low, *rest):
+        if low:
+            working.wait()
+            raise KeyboardInterrupt
+        working.set()
+        free.wait()
+        return compute(sweep, engine, low, *rest[:-1])
+
+    monkeypatch.setattr(run_module, "compute_shard", linger)
+    monkeypatch.setattr("catapult_fast.executors._PATIENCE", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        cf.run(sweep(), "out.h5", workers=2, shard_members=8, progress=False)
+    before = snapshot()
+    free.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREAD_NAME):
+            thread.join()
+    assert snapshot() == before
+    assert shard_files("out.h5") == []
 
 
 @pytest.mark.parametrize("room", [8, 16, 40])
