@@ -39,7 +39,7 @@ setup(
         "click>=8.1",
         "pydantic>=2.7",
         "tomli-w>=1.0",
-        "filelock>=3.15",
+        "filelock>=4.2",
         "threadpoolctl>=3.5",
     ],
     extras_require=EXTRAS,

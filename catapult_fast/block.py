@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -19,6 +20,7 @@ from catapult_fast.sweep import Sweep
 __all__ = ["Block", "Cancelled", "compute_shard"]
 
 Arrays = dict[str, NDArray[Any]]
+_log = logging.getLogger(__name__)
 
 _TRACED_RECORDS = 64  # kept by an engine before they are taken over
 
@@ -35,11 +37,28 @@ def compute_shard(
     report: Callable[[int], Any] = lambda _: None,
     cancel: threading.Event | None = None,
 ) -> Arrays:
-    """Compute the members low .. high - 1, block by block: a pure function of sweep and range."""
+    """Compute the members low .. high - 1, block by block: a pure function of sweep and range.
+
+    A block for which memory is too small is computed in halves, which changes no number.
+    """
+    size, step = engine.block_members(sweep)
     blocks = []
-    for first, last in ranges(low, high, engine.block_members(sweep)[0]):
-        blocks.append(Block(sweep, engine, first, last, cancel).run())
-        report(last - first)
+    waiting = list(ranges(low, high, size))[::-1]
+    while waiting:
+        first, last = waiting.pop()
+        try:
+            block = Block(sweep, engine, first, last, cancel).run()
+        except MemoryError:
+            if last - first <= step:
+                raise
+        else:
+            blocks.append(block)
+            report(last - first)
+            continue
+        # Out of the handler, whose traceback keeps the failed block's arrays.
+        middle = first + -(-(last - first) // (2 * step)) * step
+        _log.info("no memory for members %d to %d at once: tried in halves", first, last - 1)
+        waiting += [(middle, last), (first, middle)]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 

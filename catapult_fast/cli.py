@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,12 @@ _EXIT_CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], 
 _TERMINATED, _INTERRUPTED, _MISSED, _DAMAGED = 75, 130, 4, 5
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
+class _Stopped(BaseException):
+    """A signal asked to stop."""
+
+    def __init__(self, code: int, advice: str = "") -> None:
+        super().__init__(code, advice)
+        self.code, self.advice = code, advice
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,28 +59,42 @@ def _say(value: Any, as_json: bool, text: str) -> None:
     click.echo(json.dumps(value, sort_keys=True) if as_json else text)
 
 
+def _computing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of the commands that end in a results file."""
+    function = click.option("--strict", is_flag=True, help="Exit with 4 if an eigenvalue missed its tolerance.")(
+        function
+    )
+    function = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")(function)
+    return click.option("--steal", is_flag=True, help="Take over from a process that is provably gone.")(function)
+
+
 @cli.command("run")
 @click.argument("sweep_file", metavar="SWEEP.toml", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Results file; SWEEP.h5 in the current folder.")
 @click.option("--backend", default="auto", show_default=True, help="auto, cpu, cuda or cupy.")
 @click.option("--workers", type=int, help="Threads; by default the cores of this process.")
+@click.option("--shard", "part", metavar="I/N", help="Compute part I of N only, 0 <= I < N; merge makes the file.")
 @click.option("--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Replace a value of the file (TOML).")
 @click.option("--plot", "with_plot", is_flag=True, help="Draw the phases into OUT.png.")
 @click.option("--dry-run", is_flag=True, help="Say members, bytes, memory and predicted time, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option("--strict", is_flag=True, help="Exit with 4 if an eigenvalue missed its tolerance.")
+@_computing
 @_options
 def run_command(
-    sweep_file: Path, output: Path | None, backend: str, workers: int | None, changes: tuple[str, ...], with_plot: bool,
-    dry_run: bool, as_json: bool, strict: bool, quiet: bool, verbose: bool, debug: bool,
+    sweep_file: Path, output: Path | None, backend: str, workers: int | None, part: str | None,
+    changes: tuple[str, ...], with_plot: bool, dry_run: bool, steal: bool, as_json: bool, strict: bool, quiet: bool,
+    verbose: bool, debug: bool,
 ) -> int:  # fmt: skip
     """Run the sweep of a TOML file, or what is missing of it."""
-    from catapult_fast.run import run
-    from catapult_fast.summary import forecast, missed, summarize
+    from catapult_fast.run import job_of
+    from catapult_fast.summary import forecast
     from catapult_fast.sweep import Sweep
+    from catapult_fast.targets import run_to_file
 
     _prepare(verbose)
     output = output or Path(f"{sweep_file.stem}.h5")
+    share = None if part is None else _part(part)
+    if share is not None and with_plot:
+        raise ConfigError(f"--shard {part} with --plot: a part has no picture; plot the merged file")
     sweep = Sweep.from_toml(sweep_file, changes=dict(_change(c) for c in changes))
     if dry_run:
         _say(*forecast(sweep, backend, workers, as_json))
@@ -81,14 +102,113 @@ def run_command(
     picture = output.with_suffix(".png") if with_plot else None
     if picture == output:
         raise ConfigError(f"-o {output} with --plot: the picture would have the same name; choose another suffix")
-    results = run(sweep, output, backend=backend, workers=workers, progress=not quiet)
+    with (
+        _resumable(output, share is not None),
+        job_of(sweep, backend=backend, workers=workers, progress=not quiet) as job,
+    ):
+        if share is not None:
+            return _run_part(job, output, share, steal, as_json, quiet)
+        results = run_to_file(job, output, steal=steal)
     if picture is not None:
         from catapult_fast.plot import save
 
         save(results, picture, kind="phase")
+    return _finish(results, output, picture, as_json=as_json, strict=strict, quiet=quiet)
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Parse I/N."""
+    import re
+
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise ConfigError(f"--shard {text!r} must have the form I/N with whole numbers 0 <= I < N")
+    return int(match[1]), int(match[2])
+
+
+def _run_part(job: Any, output: Path, part: tuple[int, int], steal: bool, as_json: bool, quiet: bool) -> int:
+    from catapult_fast.summary import share_summary
+    from catapult_fast.targets import run_part
+
+    share = run_part(job, output, part, steal=steal)
+    if not quiet:
+        _say(*share_summary(share, part, output, as_json))
+    return _MISSED if share.failed else 0
+
+
+def _finish(
+    results: Any, output: Path, picture: Path | None = None, *, as_json: bool, strict: bool, quiet: bool
+) -> int:  # fmt: skip
+    """Say what a finished file holds; its exit code."""
+    from catapult_fast.summary import failed, missed, summarize
+
     if not quiet:
         _say(*summarize(results, output, picture, as_json))
-    return _MISSED if strict and missed(results) else 0
+    return _MISSED if failed(results) or (strict and missed(results)) else 0
+
+
+@contextmanager
+def _resumable(output: Path, in_parts: bool) -> Iterator[None]:
+    """Turn an interruption into one that says how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, _Stopped) as error:
+        _ignore_signals()
+        code = error.code if isinstance(error, _Stopped) else _INTERRUPTED
+        raise _Stopped(code, _how_to_go_on(output, in_parts)) from None
+
+
+def _how_to_go_on(output: Path, in_parts: bool) -> str:
+    import shlex
+
+    from catapult_fast.shards import parts_folder
+
+    if in_parts:
+        return "; the same command goes on where it stopped"
+    if not (parts_folder(output) / "sweep.h5").exists():
+        return " before anything was stored"
+    return f"; to go on: catapult-fast resume {shlex.quote(str(output))}"
+
+
+@cli.command("resume")
+@click.argument("results_file", metavar="OUT.h5", type=click.Path(path_type=Path))
+@click.option("--workers", type=int, help="Threads; by default the cores of this process.")
+@_computing
+@_options
+def resume_command(
+    results_file: Path, workers: int | None, steal: bool, as_json: bool, strict: bool, quiet: bool, verbose: bool,
+    debug: bool,
+) -> int:  # fmt: skip
+    """Compute what is missing of a results file: after an interruption, or members that failed."""
+    from catapult_fast.run import job_of
+    from catapult_fast.targets import output_of, run_to_file, stored_sweep
+
+    _prepare(verbose)
+    output = output_of(results_file)
+    sweep, attrs = stored_sweep(output)
+    with (
+        _resumable(output, False),
+        job_of(sweep, backend=attrs["backend"], workers=workers, progress=not quiet) as job,
+    ):
+        results = run_to_file(job, output, steal=steal)
+    return _finish(results, output, as_json=as_json, strict=strict, quiet=quiet)
+
+
+@cli.command("merge")
+@click.argument("results_file", metavar="OUT.h5", type=click.Path(path_type=Path))
+@_computing
+@_options
+def merge_command(
+    results_file: Path, steal: bool, as_json: bool, strict: bool, quiet: bool, verbose: bool, debug: bool
+) -> int:  # fmt: skip
+    """Make the results file of parts that are all there (run --shard I/N)."""
+    from catapult_fast.targets import merge_parts, output_of
+
+    _prepare(verbose)
+    output = output_of(results_file)
+    with _resumable(output, False):
+        results = merge_parts(output, steal=steal)
+    return _finish(results, output, as_json=as_json, strict=strict, quiet=quiet)
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -203,24 +323,59 @@ def info_command(as_json: bool, quiet: bool, verbose: bool, debug: bool) -> int:
     return 0
 
 
-def _terminate(number: int, frame: Any) -> None:
-    raise _Terminated
+def _stop(number: int, frame: Any) -> None:
+    raise _Stopped(_INTERRUPTED if number == signal.SIGINT else _TERMINATED)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Signals that stop raise `_Stopped`; what the caller had is put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:  # as in a shell's background jobs
+                signal.signal(number, _stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ignore_signals() -> None:
+    """While stopping already: a second one changes nothing."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are one line on stderr."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_standard_files()
+    with _signals():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _open_standard_files() -> None:
+    """Where standard files are closed, a results file would get their number, and messages of libraries."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _main(given: list[str]) -> int:
     debug = "--debug" in given
-    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(cli.main(given, prog_name="catapult-fast", standalone_mode=False) or 0)
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except _Stopped as error:
+        _ignore_signals()
+        what = "interrupted" if error.code == _INTERRUPTED else "terminated"
+        return _leave(_fail(f"{what}{error.advice}", error.code, debug))
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; the same command goes on where it stopped", _INTERRUPTED, debug)
-    except _Terminated:
-        return _fail("terminated; the same command goes on where it stopped", _TERMINATED, debug)
+        return _fail("interrupted", _INTERRUPTED, debug)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -228,8 +383,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = next((code for kinds, code in _EXIT_CODES if isinstance(error, kinds)), 1)
         known = isinstance(error, CatapultError) or code == 3
         return _fail(str(error) if known else f"unexpected {type(error).__name__}: {error}", code, debug)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+
+
+def _leave(code: int) -> int:
+    """End the process if a shard cannot be made to stop, such as one that compiles; its file is whole or absent."""
+    from catapult_fast.executors import THREAD_NAME
+
+    if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _fail(sentence: str, code: int, debug: bool) -> int:

@@ -19,10 +19,10 @@ __all__ = [
     "check_writable",
     "publish",
     "storage_errors",
-    "sweep_temporaries",
     "sync_folder",
     "temporary_of",
     "write_atomically",
+    "write_bytes",
 ]
 
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -81,15 +81,6 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp-{os.getpid()}")
 
 
-def sweep_temporaries(folder: Path, name: str = "") -> None:
-    """Remove what killed writers left of the file called ``name``, or of all; only for the folder's one owner."""
-    with storage_errors(folder, "sweeping"):
-        for entry in folder.iterdir():
-            before, mark, _ = entry.name.rpartition(".tmp-")
-            if mark and name in ("", before):
-                entry.unlink(missing_ok=True)
-
-
 def sync_folder(folder: Path) -> None:
     """Make renames in the folder last through a loss of power."""
     handle = os.open(folder, os.O_RDONLY)
@@ -123,6 +114,11 @@ def write_atomically(path: Path, fill: Callable[[UnfailingFile], Any], needed: i
             publish(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a short file as a whole."""
+    write_atomically(path, lambda file: file.write(content), len(content))
 
 
 class UnfailingFile:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from catapult_fast.kernels.outcome import STATUS_MEANINGS
+from catapult_fast.kernels.outcome import FAILED, STATUS_MEANINGS
 from catapult_fast.phases import PHASE_MEANINGS
 from catapult_fast.sweep import Record, Sweep
 
@@ -18,6 +19,7 @@ __all__ = [
     "Described",
     "Variable",
     "coordinates",
+    "failed_arrays",
     "member_variables",
     "variables",
 ]
@@ -70,9 +72,23 @@ class Variable(NamedTuple):
     @property
     def missing(self) -> Any:
         """Value of an entry that was never computed."""
-        if self.dtype.kind == "f":
-            return np.nan
-        return -1 if self.name in ("n_steps", "max_loss_step") else 0
+        return _missing(self.name, self.dtype)
+
+
+def _missing(name: str, dtype: np.dtype[Any]) -> Any:
+    if dtype.kind == "f":
+        return np.nan
+    return -1 if name in ("n_steps", "max_loss_step") else 0
+
+
+def failed_arrays(
+    form: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], members: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """What stands for members that could not be computed; ``form`` says type and shape of each variable."""
+    return {
+        name: np.full((members, *rest), FAILED if name == "status" else _missing(name, dtype), dtype)
+        for name, (dtype, rest) in form.items()
+    }
 
 
 _F8, _I8, _CODE = np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.int8)

@@ -23,6 +23,7 @@ from catapult_fast import seal
 from catapult_fast.boxes import boxes, slabs
 from catapult_fast.errors import CorruptFileError, StorageError
 from catapult_fast.hdf5 import File, Source, open_ours, opened, reopened
+from catapult_fast.kernels.outcome import FAILED
 from catapult_fast.shards import Arrays, Form, pieces
 
 __all__ = ["fill", "fill_in_child"]
@@ -35,23 +36,45 @@ def fill(path: Path, members: Iterable[tuple[int, int, Arrays]]) -> None:
     """Put members, in their order, into a file that holds empty variables; seal it, sync it, read it back."""
     with reopened(path) as (file, raw):
         digests: dict[str, Any] = defaultdict(hashlib.sha256)
+        starts = _Starts(file)
         for low, high, arrays in members:
             for name, array in arrays.items():
-                _place(file[name], file["status"].shape, low, high, array, digests[name])
+                if name not in starts.values:
+                    _place(file[name], file["status"].shape, low, high, array, digests[name])
+            starts.take(low, high, arrays)
             raw.check()
+        for name, values in starts.values.items():
+            file[name][...] = values.reshape(file[name].shape)
+            digests[name].update(seal.octets(values))
+        raw.check()
         seal.put(file, {name: digest.hexdigest() for name, digest in digests.items()} | _others(file, digests))
     open_ours(path, _scan)
 
 
+class _Starts:
+    """Variables with one value for each start, which any of its members knows that did not fail."""
+
+    def __init__(self, file: File) -> None:
+        shape = file["status"].shape
+        self._rates = shape[-1]
+        found = {n: d for n, d in file.items() if hasattr(d, "shape") and not d.is_scale and d.ndim == len(shape) - 1}
+        self.values = {name: np.full(dataset.size, dataset.fillvalue, dataset.dtype) for name, dataset in found.items()}
+        self._known = np.zeros(int(np.prod(shape[:-1])), np.bool_)
+
+    def take(self, low: int, high: int, arrays: Arrays) -> None:
+        """Take what is not known yet from the members low .. high - 1."""
+        at = np.flatnonzero(arrays["status"] != FAILED)
+        rows, first = np.unique((low + at) // self._rates, return_index=True)
+        rows, at = rows[~self._known[rows]], at[first[~self._known[rows]]]
+        for name, values in self.values.items():
+            values[rows] = arrays[name][at]
+        self._known[rows] = True
+
+
 def _place(dataset: Any, shape: tuple[int, ...], low: int, high: int, array: np.ndarray[Any, Any], digest: Any) -> None:
     """Write the members low .. high - 1 of one variable."""
-    axes = dataset.shape[: len(shape)]
-    if len(axes) < len(shape):  # one value for each start: that of its first rate
-        rates = shape[-1]
-        row, end = -(-low // rates), -(-high // rates)
-        array, low, high = array[row * rates - low :: rates], row, end
     digest.update(seal.octets(array))
-    for first, last, box in boxes(low, high, axes):
+    for first, last, box in boxes(low, high, shape):
         dataset[box] = array[first - low : last - low].reshape(_shape(dataset, box))
 
 

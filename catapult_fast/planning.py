@@ -8,7 +8,7 @@ from types import ModuleType
 from catapult_fast.layout import member_variables
 from catapult_fast.sweep import Sweep
 
-__all__ = ["file_bytes", "plan", "ranges", "shard_size", "steps_of_window"]
+__all__ = ["file_bytes", "part_range", "plan", "ranges", "shard_size", "steps_of_window"]
 
 # Multiply-adds a second of one core, measured on a 2-core machine with AVX-512 (bench/results);
 # they set window lengths and predictions, never results.
@@ -53,6 +53,15 @@ def shard_size(sweep: Sweep, engine: ModuleType, members: int, workers: int) -> 
     limits = (_SHARD_SECONDS * RATE / work, _SHARD_BYTES / _bytes_of_results(sweep), members / (4 * workers))
     step = engine.block_members(sweep)[1]
     return int(max(step, -(-int(min(limits)) // step) * step))
+
+
+def part_range(sweep: Sweep, engine: ModuleType, part: tuple[int, int]) -> tuple[int, int]:
+    """Members low .. high - 1 of part I of N: whole groups of the engine, the same on every machine."""
+    i, n = part
+    step = engine.block_members(sweep)[1]
+    groups = -(-sweep.n_members // step)
+    low, high = (min(sweep.n_members, groups * j // n * step) for j in (i, i + 1))
+    return low, high
 
 
 def ranges(low: int, high: int, size: int) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ sees whole shards only, and what is missing can be read off the folder.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
@@ -15,10 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from catapult_fast.errors import CorruptFileError, StorageError, SweepMismatch
+from catapult_fast.errors import CorruptFileError, StorageError
 from catapult_fast.files import check_space, storage_errors, sync_folder
 from catapult_fast.hdf5 import Reader, Source, Writer, attributes, open_ours, read_file, write_hdf5
-from catapult_fast.layout import SCHEMA_VERSION, SHARD_SCHEMA, Described, coordinates, member_variables, variables
+from catapult_fast.layout import (
+    SCHEMA_VERSION,
+    SHARD_SCHEMA,
+    Described,
+    coordinates,
+    failed_arrays,
+    member_variables,
+    variables,
+)
+from catapult_fast.locks import is_lock
 from catapult_fast.planning import file_bytes
 from catapult_fast.sweep import Sweep
 
@@ -29,6 +39,7 @@ __all__ = [
     "check_shard",
     "finished_ranges",
     "form_of",
+    "in_order",
     "missing_arrays",
     "missing_ranges",
     "open_parts",
@@ -37,8 +48,9 @@ __all__ = [
     "prepare_parts",
     "put_members",
     "read_shard",
-    "remove_parts",
-    "shard_files",
+    "refuse_strangers",
+    "set_aside",
+    "shards_of",
     "write_shard",
 ]
 
@@ -46,7 +58,7 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 # Type and shape without the members' axis, by variable.
 Form = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
-_SHARD = re.compile(r"^members-(\d+)-(\d+)\.h5$")
+_SHARD = re.compile(r"^(members|failed)-(\d+)-(\d+)\.h5$")
 _OVERHEAD = 1 << 17  # bytes of a file besides values
 
 log = logging.getLogger(__name__)
@@ -57,36 +69,44 @@ def parts_folder(path: Path) -> Path:
     return path.with_name(path.name + ".parts")
 
 
-def _digest_of(description: Path) -> str:
-    return str(open_ours(description, lambda source: source.attrs["sweep_digest"]))
-
-
-def prepare_parts(folder: Path, sweep: Sweep, backend: str) -> None:
-    """Make the folder and put the sweep into it, or check that it belongs to this sweep."""
+def prepare_parts(folder: Path, sweep: Sweep, backend: str, provenance: Mapping[str, Any]) -> None:
+    """Make the folder and put the sweep into it; one that has a sweep is left as it is."""
     description = folder / "sweep.h5"
     if description.exists():
-        if _digest_of(description) != sweep.digest:
-            raise SweepMismatch(f"{folder} holds shards of another sweep; choose another output or remove the folder")
         return
     with storage_errors(folder, "making"):
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
-        strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith(("sweep.h5", "members-")))
-    if strangers:  # the merge removes the whole folder
-        raise StorageError(f"{folder} holds {strangers[0]}, which is no shard; choose another output or remove it")
+    refuse_strangers(folder)
 
     def fill(writer: Writer) -> None:
-        writer.file.attrs.update(attributes(sweep, backend, {}))
+        writer.file.attrs.update(attributes(sweep, backend, provenance))
+        writer.file.attrs["members"] = sweep.n_members
         writer.put_inputs(sweep)
 
     write_hdf5(description, fill, _OVERHEAD + sweep.data.X.nbytes)
 
 
-def check_room(path: Path, sweep: Sweep) -> None:
-    """Raise StorageError unless there is room for the shards that are missing and for the file."""
+def check_room(path: Path, sweep: Sweep, low: int, high: int) -> None:
+    """Raise StorageError unless there is room for the missing shards of these members, and for the file of all."""
     folder = parts_folder(path)
-    there = sum(shard.stat().st_size for _, _, shard in shard_files(folder)) if folder.is_dir() else 0
-    check_space(path.parent, 2 * file_bytes(sweep) - there, f"a run into {path}, shards and file together,")
+    found = [shard for shard in shards_of(folder) if shard[0] < high and shard[1] > low] if folder.is_dir() else []
+    there = sum(shard.stat().st_size for _, _, shard in found)
+    if (low, high) == (0, sweep.n_members):
+        check_space(path.parent, 2 * file_bytes(sweep) - there, f"a run into {path}, shards and file together,")
+    else:
+        share = file_bytes(sweep) * (high - low) // sweep.n_members
+        check_space(path.parent, share - there, f"this part of a run into {path}")
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Raise StorageError if a folder holds what is not ours: the merge removes it whole."""
+    if not folder.is_dir() or (folder / "sweep.h5").exists():
+        return
+    ours = ("sweep.h5", "members-", "failed-")
+    strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith(ours) and not is_lock(p.name))
+    if strangers:
+        raise StorageError(f"{folder} holds {strangers[0]}, which is no shard; choose another output or remove it")
 
 
 def write_shard(folder: Path, sweep: Sweep, low: int, high: int, arrays: Arrays) -> None:
@@ -109,11 +129,16 @@ def write_shard(folder: Path, sweep: Sweep, low: int, high: int, arrays: Arrays)
     write_hdf5(path, fill, _OVERHEAD + sum(array.nbytes for array in kept.values()))
 
 
-def shard_files(folder: Path) -> list[tuple[int, int, Path]]:
-    """Member ranges and paths of the files that are called like shards, ascending."""
-    with storage_errors(folder, "reading"):
+def shards_of(folder: Path, kind: str = "members") -> list[tuple[int, int, Path]]:
+    """Ranges and files of the shards, ascending; of kind ``"failed"``: those that could not be computed."""
+    with storage_errors(folder, "listing"):
         names = [(_SHARD.match(entry.name), entry) for entry in folder.iterdir()]
-    return sorted((int(m[1]), int(m[2]), entry) for m, entry in names if m)
+    return sorted((int(m[2]), int(m[3]), entry) for m, entry in names if m and m[1] == kind)
+
+
+def in_order(folder: Path) -> list[tuple[int, int, Path]]:
+    """Failed shards first, so that those computed since take their place."""
+    return [*shards_of(folder, "failed"), *shards_of(folder)]
 
 
 def form_of(sweep: Described, records: int) -> Form:
@@ -147,21 +172,23 @@ def read_shard(path: Path, low: int, high: int, digest: str, form: Form) -> dict
     return open_ours(path, read, SHARD_SCHEMA)
 
 
-def finished_ranges(folder: Path, sweep: Sweep) -> list[tuple[int, int]]:
-    """Member ranges of the shards that are whole, ascending and without overlap; a broken one is removed."""
+def finished_ranges(folder: Path, sweep: Sweep, low: int, high: int) -> list[tuple[int, int]]:
+    """Ranges of the whole shards with members of low .. high - 1, ascending, without overlap; broken ones go."""
     ranges = []
-    last = 0
+    end = 0
     form = form_of(sweep, len(sweep.record_steps))
-    for low, high, path in shard_files(folder):
+    for first, last, path in shards_of(folder):
+        if last <= low or first >= high:
+            continue
         try:
-            read_shard(path, low, high, sweep.digest, form)
+            read_shard(path, first, last, sweep.digest, form)
         except CorruptFileError as error:
             log.warning("%s; it is computed again", error)
             path.unlink()
             continue
-        if low >= last:
-            ranges.append((low, high))
-            last = high
+        if first >= end:
+            ranges.append((first, last))
+            end = last
         else:
             path.unlink()
     return ranges
@@ -172,42 +199,62 @@ def _missing_ranges(total: int, done: list[tuple[int, int]]) -> list[tuple[int, 
     return [(a[1], b[0]) for a, b in pairwise(edges) if a[1] < b[0]]
 
 
-def missing_ranges(folder: Path, sweep: Sweep) -> list[tuple[int, int]]:
-    """Member ranges that no finished shard holds."""
-    return _missing_ranges(sweep.n_members, finished_ranges(folder, sweep))
+def missing_ranges(folder: Path, sweep: Sweep, low: int = 0, high: int | None = None) -> list[tuple[int, int]]:
+    """Member ranges within low .. high - 1 that no finished shard holds."""
+    high = sweep.n_members if high is None else high
+    missing = _missing_ranges(sweep.n_members, finished_ranges(folder, sweep, low, high))
+    return [(max(a, low), min(b, high)) for a, b in missing if a < high and b > low]
 
 
 def pieces(folder: Path, digest: str, form: Form, members: int) -> Iterator[tuple[int, int, Arrays]]:
-    """All shards in the order of their members, read one at a time.
+    """All members in order, read shard by shard; between the shards those that could not be computed.
 
     Raises
     ------
     CorruptFileError
-        If one is broken or some members are in none.
+        If a shard is broken or some members are in none.
     """
     done = 0
-    for low, high, path in shard_files(folder):
+    for low, high, path in [*shards_of(folder), (members, members, folder)]:
+        for first, last in _failed_between(folder, done, low):
+            yield first, last, failed_arrays(form, last - first)
+            done = last
         if low != done:
-            break
-        yield low, high, read_shard(path, low, high, digest, form)
+            raise CorruptFileError(f"{folder} does not hold the members from {done} on of {members}; resume the sweep")
+        if low < high:
+            yield low, high, read_shard(path, low, high, digest, form)
         done = high
-    if done != members:
-        raise CorruptFileError(f"{folder} does not hold the members from {done} on of {members}; resume the sweep")
 
 
-def remove_parts(folder: Path, sweep: Sweep) -> None:
-    """Remove the sweep's shards, which a finished file has made superfluous; another sweep's stay."""
-    description = folder / "sweep.h5"
-    with storage_errors(folder, "removing"):
-        if description.exists():
-            if _digest_of(description) != sweep.digest:
+def _failed_between(folder: Path, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Ranges of failed members from ``low`` on without a gap, up to ``high``."""
+    for first, last, _ in shards_of(folder, "failed") if low < high else ():
+        if first <= low < last:
+            yield low, min(last, high)
+            low = min(last, high)
+            if low == high:
                 return
-            for entry in folder.iterdir():
-                if entry != description:
-                    entry.unlink()
-            description.unlink()  # last: without it nobody knows whose the others are
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+
+
+def set_aside(folder: Path, sweep: Sweep) -> Path | None:
+    """Rename the folder of a sweep that has its file, for the caller to remove; another sweep's stays.
+
+    Renaming is one step, so that no other process sees half a folder.
+    """
+    description = folder / "sweep.h5"
+    if not folder.is_dir():
+        return None
+    if description.exists() and _digest_of(description) != sweep.digest:
+        return None
+    refuse_strangers(folder)
+    aside = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    with storage_errors(folder, "removing"):
+        folder.rename(aside)
+    return aside
+
+
+def _digest_of(description: Path) -> str:
+    return str(open_ours(description, lambda source: source.attrs["sweep_digest"]))
 
 
 # --- a run in progress -----------------------------------------------------------------------
@@ -222,7 +269,9 @@ def open_parts(
     sweep = sweep_of(contents.attrs, contents.read)
     arrays = missing_arrays(sweep)
     form = form_of(sweep, len(sweep.record_steps))
-    for low, high, path in shard_files(folder):
+    for low, high, _ in shards_of(folder, "failed"):
+        put_members(arrays, sweep, low, high, failed_arrays(form, high - low), starts=False)
+    for low, high, path in shards_of(folder):
         try:
             put_members(arrays, sweep, low, high, read_shard(path, low, high, sweep.digest, form))
         except CorruptFileError as error:
@@ -241,10 +290,12 @@ def missing_arrays(sweep: Sweep) -> dict[str, np.ndarray[Any, Any]]:
     return {v.name: np.full([lengths[d] for d in v.dims(sweep)], v.missing, v.dtype) for v in variables(sweep)}
 
 
-def put_members(arrays: Arrays, sweep: Sweep, low: int, high: int, values: Arrays) -> None:
-    """Put the members low .. high - 1 into arrays in the results' axes."""
+def put_members(arrays: Arrays, sweep: Sweep, low: int, high: int, values: Arrays, *, starts: bool = True) -> None:
+    """Put the members low .. high - 1 into arrays in the results' axes, what is of their starts if ``starts``."""
     for variable in variables(sweep):
         target, source = arrays[variable.name], values[variable.name]
+        if variable.kind == "start" and not starts:
+            continue
         if variable.kind == "start":
             rows = np.arange(low, high) // sweep.shape[-1]
             target.reshape(-1)[rows] = source

@@ -14,13 +14,12 @@ from catapult_fast.files import (
     check_space,
     publish,
     storage_errors,
-    sweep_temporaries,
     temporary_of,
 )
 from catapult_fast.hdf5 import Writer, attributes, filters, renewed, write_unsealed
 from catapult_fast.layout import coordinates, variables
 from catapult_fast.planning import file_bytes
-from catapult_fast.shards import Arrays, parts_folder, remove_parts
+from catapult_fast.shards import Arrays, parts_folder
 from catapult_fast.sweep import Sweep
 
 __all__ = ["merge", "write_arrays"]
@@ -53,7 +52,6 @@ def _outline(writer: Writer, sweep: Sweep, attrs: Mapping[str, Any]) -> None:
 def _write_file(path: Path, sweep: Sweep, attrs: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
     needed = file_bytes(sweep)
     check_space(path.parent, needed, f"the file {path}")
-    sweep_temporaries(path.parent, path.name)
     temporary = temporary_of(path)
     with storage_errors(path, "writing", needed):
         try:
@@ -78,7 +76,7 @@ def write_arrays(path: Path, sweep: Sweep, attrs: Mapping[str, Any], arrays: Arr
 
 
 def merge(path: Path, sweep: Sweep, backend: str, provenance: Mapping[str, Any]) -> None:
-    """Stream all shards into the final file in a process of its own, verify it, then remove them.
+    """Stream all shards into the final file in a process of its own, verify it; the caller removes them.
 
     Raises
     ------
@@ -89,4 +87,3 @@ def merge(path: Path, sweep: Sweep, backend: str, provenance: Mapping[str, Any])
     folder = parts_folder(path)
     attrs = attributes(sweep, backend, provenance)
     _write_file(path, sweep, attrs, lambda file: merging.fill_in_child(file, folder))
-    remove_parts(folder, sweep)

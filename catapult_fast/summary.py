@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from catapult_fast.errors import StorageError
+from catapult_fast.kernels.outcome import FAILED, NOT_RUN
 from catapult_fast.layout import CURVATURE_TOLERANCE
 from catapult_fast.phases import PHASE_MEANINGS
 from catapult_fast.results import Results, open_results
 from catapult_fast.sweep import Sweep
 
-__all__ = ["faults_of", "forecast", "information", "missed", "progress_of", "summarize", "threshold_table"]
+if TYPE_CHECKING:
+    from catapult_fast.locks import Owner
+    from catapult_fast.targets import Share
+
+__all__ = [
+    "failed",
+    "faults_of",
+    "forecast",
+    "information",
+    "missed",
+    "progress_of",
+    "share_summary",
+    "summarize",
+    "threshold_table",
+]
 
 Answer = tuple[dict[str, Any], bool, str]
 
@@ -64,9 +80,10 @@ def summarize(results: Results, output: Path, picture: Path | None, as_json: boo
     counts = _counts(results)
     seconds = _provenance(results)["seconds"]
     values: dict[str, Any] = {"output": str(output), "members": int(results.status.size), "phases": counts}
-    values |= {"seconds": seconds, "missed_eigenvalues": missed(results)}
+    values |= {"seconds": seconds, "failed": failed(results), "missed_eigenvalues": missed(results)}
     values |= {} if picture is None else {"picture": str(picture)}
     phases = ", ".join(f"{n} {name}" for name, n in counts.items())
+    phases += f"; {values['failed']} failed (resume tries them again)" if values["failed"] else ""
     made = f"{output}" if picture is None else f"{output} and {picture}"
     return values, as_json, f"{results.status.size} members in {_duration(seconds)}: {phases}; see {made}"
 
@@ -75,6 +92,11 @@ def _provenance(results: Results) -> dict[str, Any]:
     import json
 
     return dict(json.loads(results.attrs["provenance_json"]))
+
+
+def failed(results: Results) -> int:
+    """Number of members whose shard failed."""
+    return int(np.sum(results.status == FAILED))
 
 
 def missed(results: Results) -> int:
@@ -90,15 +112,73 @@ def missed(results: Results) -> int:
 
 
 def progress_of(path: Path, as_json: bool) -> Answer:
-    """Members done, of a finished file or of a run in progress."""
+    """Members done and failed, and who works on it, of a finished file or of a run in progress; takes no lock."""
+    from catapult_fast.locks import owners
+    from catapult_fast.progress import member_count
     from catapult_fast.shards import parts_folder
+    from catapult_fast.targets import output_of
 
-    target = path if path.exists() else parts_folder(path)
-    results = open_results(target)
-    done = int(np.sum(results.status > 0))
-    values = {"done": done, "members": int(results.status.size), "complete": target == path and not path.is_dir()}
-    state = "finished" if values["complete"] else "in progress or interrupted"
-    return values, as_json, f"{done} of {results.status.size} members done, {state}"
+    output = output_of(path)
+    folder = parts_folder(output)
+    try:
+        done, failed, members = _count(output) if output.is_file() else member_count(folder)
+    except StorageError:
+        if not output.is_file():
+            raise
+        done, failed, members = _count(output)  # merged meanwhile
+    found = owners(folder)
+    values: dict[str, Any] = {"done": done, "failed": failed, "members": members, "complete": output.is_file()}
+    values |= {"owners": [_describe(owner) for owner in found if not owner.ended]}
+    values |= {"parts": [f"{o.part[0]}/{o.part[1]}" for o in found if o.part is not None]}
+    return values, as_json, _progress_text(values)
+
+
+def _count(output: Path) -> tuple[int, int, int]:
+    status = open_results(output).status
+    bad = int(np.sum(status == FAILED))
+    return int(np.sum(status != NOT_RUN)) - bad, bad, int(status.size)
+
+
+def _describe(owner: Owner) -> dict[str, Any]:
+    return {
+        "host": owner.host,
+        "pid": owner.pid,
+        "started": owner.since,
+        "alive": owner.alive,
+        "part": None if owner.part is None else f"{owner.part[0]}/{owner.part[1]}",
+    }
+
+
+def _progress_text(values: dict[str, Any]) -> str:
+    alive = any(owner["alive"] is not False for owner in values["owners"])
+    state = "finished" if values["complete"] else "in progress" if alive else "nobody works on it"
+    failed = f", {values['failed']} failed" if values["failed"] else ""
+    lines = [f"{values['done']} of {values['members']} members done{failed}, {state}"]
+    for owner in values["owners"]:
+        life = {True: "running", False: "gone", None: "on another machine"}[owner["alive"]]
+        part = f"part {owner['part']}: " if owner["part"] else ""
+        lines.append(f"{part}process {owner['pid']} on {owner['host']}, started {owner['started']}, {life}")
+    if values["parts"]:
+        lines.append(f"parts seen: {', '.join(values['parts'])}")
+    return "\n".join(lines)
+
+
+def share_summary(share: Share, part: tuple[int, int], output: Path, as_json: bool) -> Answer:
+    """Say what a part of a run gave, and what is to be done next."""
+    import shlex
+
+    i, n = part
+    merge = f"catapult-fast merge {shlex.quote(str(output))}"
+    values = {"part": f"{i}/{n}", "members": share.high - share.low, "failed": share.failed}
+    values |= {"missing_parts": share.missing_parts, "merge": merge}
+    failed = f", {share.failed} of them failed" if share.failed else ""
+    first = f"part {i}/{n}: {share.high - share.low} members done{failed}"
+    if not share.missing_parts:
+        return values, as_json, f"{first}\nno part is missing; now: {merge}"
+    names = ", ".join(f"{j}/{n}" for j in share.missing_parts[:6]) + (", ..." if len(share.missing_parts) > 6 else "")
+    count = len(share.missing_parts)
+    said = f"{count} {'part is' if count == 1 else 'parts are'} missing ({names}); then: {merge}"
+    return values, as_json, f"{first}\n{said}"
 
 
 def faults_of(path: Path, as_json: bool) -> Answer:

@@ -15,7 +15,7 @@ from catapult_fast.kernels.outcome import STATUS_MEANINGS
 from catapult_fast.layout import SHARD_SCHEMA
 from catapult_fast.outline import check_coordinates, check_shapes, outline_of
 from catapult_fast.phases import PHASE_MEANINGS
-from catapult_fast.shards import Form, check_shard, parts_folder, shard_files
+from catapult_fast.shards import Form, check_shard, parts_folder, shards_of
 
 __all__ = ["Verification", "verify"]
 
@@ -117,7 +117,7 @@ def _faults_of_parts(folder: Path, found: Verification) -> Iterator[str]:
         yield str(error)
         return
     last = 0
-    for low, high, path in shard_files(folder):
+    for low, high, path in shards_of(folder):
         found.checked.append(str(path))
         if low >= high or high > outline.members:
             yield f"{path}: the sweep has no members {low} to {high - 1}; there are {outline.members}"
@@ -127,6 +127,18 @@ def _faults_of_parts(folder: Path, found: Verification) -> Iterator[str]:
         yield from faults
         found.members += 0 if faults else high - max(low, last)
         last = max(last, high)
+    for _, _, path in shards_of(folder, "failed"):
+        found.checked.append(str(path))
+        yield from _faults_of_failed(path, contents.attrs["sweep_digest"])
+
+
+def _faults_of_failed(path: Path, digest: str) -> Iterator[str]:
+    try:
+        if open_ours(path, lambda source: source.attrs["sweep_digest"], SHARD_SCHEMA) != digest:
+            yield f"{path} is of another sweep"
+    except StorageError as error:
+        if isinstance(error, CorruptFileError) or path.exists():
+            yield str(error)
 
 
 def _faults_of_shard(path: Path, low: int, high: int, digest: str, form: Form, found: Verification) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,44 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             dispatcher.enable_caching()
             file = dispatcher._cache._cache_file
             file._source_stamp = (*file._source_stamp, _SOURCES)
+            _forgive(dispatcher._cache, function.__name__)
         except RuntimeError:  # no writable place
             _log.info("no writable cache folder: %s is compiled in every process", function.__name__)
         return dispatcher
 
     return wrap
+
+
+def _forgive(cache: Any, name: str) -> None:
+    """A cache that is damaged, or cannot be written any more, costs time but no run."""
+    load, save = cache.load_overload, cache.save_overload
+
+    def careful_load(sig: Any, target_context: Any) -> Any:
+        try:
+            return load(sig, target_context)
+        except Exception as error:  # noqa: BLE001  (what unpickling garbage raises)
+            _warn_of_cache(cache.cache_path, error)
+            with suppress(Exception):
+                cache.flush()
+            return None
+
+    def careful_save(sig: Any, data: Any) -> None:
+        try:
+            save(sig, data)
+        except Exception as error:  # noqa: BLE001  (a full disk, or garbage)
+            _warn_of_cache(cache.cache_path, error)
+            _log.info("%s is not cached", name)
+
+    cache.load_overload, cache.save_overload = careful_load, careful_save
+
+
+_warned: list[str] = []
+
+
+def _warn_of_cache(folder: str, error: Exception) -> None:
+    if not _warned:  # once, whatever the number of kernels
+        _warned.append(folder)
+        _log.warning("the compiler's cache in %s is of no use (%s): compiled anew", folder, type(error).__name__)
 
 
 # What only compiled code calls: no wrapper for Python, and always inlined, since a call would pass

@@ -14,7 +14,7 @@ import catapult_fast as cf
 from catapult_fast import cli, seal
 from catapult_fast.hdf5 import opened
 from catapult_fast.layout import SCHEMA_VERSION
-from catapult_fast.shards import form_of, parts_folder, read_shard, shard_files, write_shard
+from catapult_fast.shards import form_of, parts_folder, read_shard, shards_of, write_shard
 from catapult_fast.verify import verify
 from faults import SWEEP, contents
 
@@ -61,7 +61,7 @@ def of_shard(path):
 
 
 def first_shard(folder):
-    return shard_files(folder)[0][2]
+    return shards_of(folder)[0][2]
 
 
 KINDS = {"file": of_file, "shard": of_shard}
@@ -509,7 +509,7 @@ def test_verify_shards(parts, tmp_path):
     for path in (target, folder):
         found = verify(path)
         assert (found.faults, found.members, len(found.checked)) == ([], 24, 4)
-    second = shard_files(folder)[1][2]
+    second = shards_of(folder)[1][2]
     broken = bytearray(second.read_bytes())
     broken[len(broken) // 2] ^= 1
     second.write_bytes(broken)

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 import catapult_fast as cf
 from catapult_fast import block, engines, forms, linear
 from catapult_fast.compress import compress, compress_test
-from catapult_fast.kernels.outcome import CONVERGED, DONE, NO_RATE, NOT_FINITE, OVER_BOUND
+from catapult_fast.kernels.outcome import CONVERGED, DONE, FAILED, NO_RATE, NOT_FINITE, OVER_BOUND
 from catapult_fast.phases import CATAPULT, DIVERGENT, LAZY, UNDECIDED
 
 NEVER = cf.Stop(None, None)
@@ -611,19 +611,28 @@ def test_auto_is_the_cpu(reference):
     assert results.attrs["backend"] == "cpu"
 
 
+@pytest.mark.parametrize("error", [cf.DeviceError, cf.StorageError, KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_fault_in_a_shard_is_not_swallowed(monkeypatch, workers):
+def test_what_is_raised_on_purpose_ends_the_run(monkeypatch, workers, error):
+    """A memory that is always too small does not: it is a fault of its shard."""
     module = importlib.import_module("catapult_fast.run")
-    compute_shard = module.compute_shard
+    compute_shard, calls = module.compute_shard, []
 
     def broken(sweep, engine, low, high, *rest):
+        calls.append(low)
         if low >= 14:
-            raise ZeroDivisionError("a fault")
+            raise error("a fault")
         return compute_shard(sweep, engine, low, high, *rest)
 
     monkeypatch.setattr(module, "compute_shard", broken)
-    with pytest.raises(ZeroDivisionError, match="a fault"):
+    if error is MemoryError:
+        status = run(SWEEPS["one sample"], workers=workers, shard_members=7).status.reshape(-1)
+        assert (status[:14] != FAILED).all()
+        assert (status[14:] == FAILED).all()
+        return
+    with pytest.raises(error, match="a fault"):
         run(SWEEPS["one sample"], workers=workers, shard_members=7)
+    assert calls.count(14) == 1
 
 
 def test_nothing_is_printed_without_a_terminal(capfd):
