@@ -40,6 +40,12 @@ def forbid_computing(patch):
 
 # --- ends at injected points -------------------------------------------------------------------
 
+
+def most(ends, *others):
+    """All ends; the others, which differ little from one of the rest, in the long suite only."""
+    return [pytest.param(end, marks=pytest.mark.long) if end in others else end for end in ends]
+
+
 # role:call:name:number:what, and how many shards are whole afterwards
 RUN_ENDS = {
     "before the description is renamed": ("run:replace:sweep.h5:1:before", 0),
@@ -57,7 +63,7 @@ RUN_ENDS = {
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-@pytest.mark.parametrize("end", RUN_ENDS)
+@pytest.mark.parametrize("end", most(RUN_ENDS, "before the description is renamed", "before a shard is synced"))
 def test_a_killed_run_is_finished_to_the_same_bits(tmp_path, whole, end):
     fault, shards = RUN_ENDS[end]
     said = python(RUN, tmp_path, fault)
@@ -83,7 +89,7 @@ MERGE_ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", MERGE_ENDS)
+@pytest.mark.parametrize("end", most(MERGE_ENDS, "killed before the sync", "told of a broken disk at the end"))
 def test_a_failed_merge_leaves_shards_and_nothing_else(tmp_path, whole, monkeypatch, end):
     fault, kind, words = MERGE_ENDS[end]
     with monkeypatch.context() as patch:
