@@ -271,7 +271,7 @@ def test_a_shard_that_raises_twice_is_tried_again(monkeypatch, whole, caplog, wo
     cf.run(sweep(), "out.h5", workers=workers, shard_members=8, progress=False)
     assert contents("out.h5") == whole
     assert [calls.count(shard) for shard in ((0, 8), (8, 16), (80, 88))] == [3, 1, 3]
-    assert caplog.records == []
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
 def test_a_shard_that_keeps_raising_is_given_up(monkeypatch, caplog, whole):
