@@ -92,7 +92,7 @@ def whole_sweep(name: str, backend: str, limits: Limits) -> Result:
         def stored() -> None:
             made.append(next(targets))
             parts = parts_folder(made[-1])
-            prepare_parts(parts, sweep, used)
+            prepare_parts(parts, sweep, used, {})
             _computed(sweep, backend, lambda *shard: write_shard(parts, sweep, *shard))
 
         times = interleave({"kept in memory": memory, "into shards": stored})
