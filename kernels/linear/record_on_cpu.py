@@ -12,7 +12,7 @@ from catapult_fast.kernels.simd import any_lane, fill, load, magnitude, select, 
 
 # A start from the last eigenvector alone cannot see one that has crossed it. So a start is thorough, with a
 # share of a fixed vector, where mu or the eigenvalue has drifted from what the last thorough one found,
-# and once in so many calls anyway.
+# and once in so many calls anyway. After a drift the next one is thorough at once: more drift is likely.
 THOROUGH_EVERY = 8
 DRIFT = 1e-3
 
@@ -36,12 +36,13 @@ def _near(a, b):
 @inner
 def _remember(state, tile, solved, thorough, mu, top):
     """Note what was found in the solved lanes; returns those whose plain start may have missed the top."""
-    moved = solved & ~thorough & ~_near(top, load(state.known, tile))
+    drifted = solved & ~_near(top, load(state.known, tile))
+    moved = drifted & ~thorough
     store(state.known, tile, select(solved & thorough, top, load(state.known, tile)))
     store(state.known_mu, tile, select(solved & thorough, mu, load(state.known_mu, tile)))
     asked = select(thorough, 0.0, load(state.asked, tile)) + 1.0
     asked = select(asked < float(THOROUGH_EVERY), asked, 0.0)
-    asked = select(moved, 0.0, asked)
+    asked = select(drifted, 0.0, asked)
     store(state.asked, tile, select(solved, asked, load(state.asked, tile)))
     return moved
 
