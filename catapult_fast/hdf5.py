@@ -16,6 +16,7 @@ import numpy as np
 
 from catapult_fast import admission, seal
 from catapult_fast.boxes import slabs
+from catapult_fast.deferring import signals_deferred
 from catapult_fast.errors import CorruptFileError, StorageError
 from catapult_fast.files import UnfailingFile, write_atomically
 from catapult_fast.layout import SCHEMA_NAME, SCHEMA_VERSION
@@ -88,7 +89,7 @@ def write_hdf5(path: Path, fill: Callable[[Writer], Any], needed: int) -> None:
 
 def write_unsealed(raw: UnfailingFile, fill: Callable[[Writer], Any]) -> None:
     """Write HDF5 into an open file; look at its ``check`` afterwards."""
-    with h5py.File(raw, "w", libver=_FORMAT) as file:
+    with signals_deferred(), h5py.File(raw, "w", libver=_FORMAT) as file:
         fill(Writer(file, raw))
 
 
@@ -97,7 +98,7 @@ def reopened(path: Path) -> Iterator[tuple[h5py.File, UnfailingFile]]:
     """Open a file that is not sealed yet, to write on; afterwards it is synced."""
     with UnfailingFile(path, existing=True) as raw:
         try:
-            with h5py.File(raw, "r+", libver=_FORMAT) as file:
+            with signals_deferred(), h5py.File(raw, "r+", libver=_FORMAT) as file:
                 yield file, raw
         except StorageError:
             raise

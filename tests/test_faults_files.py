@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import shutil
+import signal
 import zlib
 from pathlib import Path
 
@@ -566,3 +568,33 @@ def test_contents_say_the_same_of_a_copy(finished, copy):
     with opened(finished) as file:
         assert set(before) >= {"loss", "loss axes", "/@sweep_toml"}
         assert file["loss"].fletcher32
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_a_write_is_no_fault_of_the_file(tmp_path, monkeypatch, number):
+    """HDF5 would make an error of its own of what the handler raises."""
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    write, sent = os.pwrite, []
+
+    def interrupted(*arguments):
+        if len(sent) < 2:  # a second one changes nothing
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return write(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", interrupted)
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(Stopped):
+            cf.run(SWEEP, progress=False).save(tmp_path / "out.h5")
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert len(sent) == 2
+    assert list(tmp_path.iterdir()) == []
