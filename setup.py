@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 EXTRAS = {
     "plot": ["matplotlib>=3.8"],
     "xarray": ["xarray>=2024.1", "h5netcdf>=1.3"],
+    "dask": ["dask>=2025.1", "distributed>=2025.1"],
     "bench": ["jax>=0.4.30", "torch>=2.4"],
 }
 EXTRAS["test"] = [
@@ -18,6 +19,7 @@ EXTRAS["test"] = [
     "mpmath>=1.3",
     *EXTRAS["plot"],
     *EXTRAS["xarray"],
+    *EXTRAS["dask"],
 ]
 
 setup(

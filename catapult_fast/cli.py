@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def _computing(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Results file; SWEEP.h5 in the current folder.")
 @click.option("--backend", default="auto", show_default=True, help="auto, cpu, cuda or cupy.")
 @click.option("--workers", type=int, help="Threads; by default the cores of this process.")
+@click.option("--scheduler", metavar="ADDRESS", help="Compute on the workers of a Dask scheduler, tcp://host:8786.")
 @click.option("--shard", "part", metavar="I/N", help="Compute part I of N only, 0 <= I < N; merge makes the file.")
 @click.option("--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Replace a value of the file (TOML).")
 @click.option("--plot", "with_plot", is_flag=True, help="Draw the phases into OUT.png.")
@@ -80,7 +81,7 @@ def _computing(function: Callable[..., Any]) -> Callable[..., Any]:
 @_computing
 @_options
 def run_command(
-    sweep_file: Path, output: Path | None, backend: str, workers: int | None, part: str | None,
+    sweep_file: Path, output: Path | None, backend: str, workers: int | None, scheduler: str | None, part: str | None,
     changes: tuple[str, ...], with_plot: bool, dry_run: bool, steal: bool, as_json: bool, strict: bool, quiet: bool,
     verbose: bool, debug: bool,
 ) -> int:  # fmt: skip
@@ -97,14 +98,16 @@ def run_command(
         raise ConfigError(f"--shard {part} with --plot: a part has no picture; plot the merged file")
     sweep = Sweep.from_toml(sweep_file, changes=dict(_change(c) for c in changes))
     if dry_run:
-        _say(*forecast(sweep, backend, workers, as_json))
+        with _cluster(scheduler) as client:
+            _say(*forecast(sweep, backend, client, workers, as_json))
         return 0
     picture = output.with_suffix(".png") if with_plot else None
     if picture == output:
         raise ConfigError(f"-o {output} with --plot: the picture would have the same name; choose another suffix")
     with (
-        _resumable(output, share is not None),
-        job_of(sweep, backend=backend, workers=workers, progress=not quiet) as job,
+        _resumable(output, share is not None, scheduler),
+        _cluster(scheduler) as client,
+        job_of(sweep, backend=backend, executor=client, workers=workers, progress=not quiet) as job,
     ):
         if share is not None:
             return _run_part(job, output, share, steal, as_json, quiet)
@@ -114,6 +117,15 @@ def run_command(
 
         save(results, picture, kind="phase")
     return _finish(results, output, picture, as_json=as_json, strict=strict, quiet=quiet)
+
+
+def _cluster(scheduler: str | None) -> AbstractContextManager[Any]:
+    """A client of the scheduler that was named, if any."""
+    if scheduler is None:
+        return nullcontext()
+    from catapult_fast.dask_client import connect
+
+    return connect(scheduler)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -148,17 +160,17 @@ def _finish(
 
 
 @contextmanager
-def _resumable(output: Path, in_parts: bool) -> Iterator[None]:
+def _resumable(output: Path, in_parts: bool, scheduler: str | None = None) -> Iterator[None]:
     """Turn an interruption into one that says how to go on."""
     try:
         yield
     except (KeyboardInterrupt, _Stopped) as error:
         _ignore_signals()
         code = error.code if isinstance(error, _Stopped) else _INTERRUPTED
-        raise _Stopped(code, _how_to_go_on(output, in_parts)) from None
+        raise _Stopped(code, _how_to_go_on(output, in_parts, scheduler)) from None
 
 
-def _how_to_go_on(output: Path, in_parts: bool) -> str:
+def _how_to_go_on(output: Path, in_parts: bool, scheduler: str | None) -> str:
     import shlex
 
     from catapult_fast.shards import parts_folder
@@ -167,17 +179,19 @@ def _how_to_go_on(output: Path, in_parts: bool) -> str:
         return "; the same command goes on where it stopped"
     if not (parts_folder(output) / "sweep.h5").exists():
         return " before anything was stored"
-    return f"; to go on: catapult-fast resume {shlex.quote(str(output))}"
+    given = [str(output)] if scheduler is None else [str(output), "--scheduler", scheduler]
+    return f"; to go on: catapult-fast resume {shlex.join(given)}"
 
 
 @cli.command("resume")
 @click.argument("results_file", metavar="OUT.h5", type=click.Path(path_type=Path))
 @click.option("--workers", type=int, help="Threads; by default the cores of this process.")
+@click.option("--scheduler", metavar="ADDRESS", help="Compute on the workers of a Dask scheduler, tcp://host:8786.")
 @_computing
 @_options
 def resume_command(
-    results_file: Path, workers: int | None, steal: bool, as_json: bool, strict: bool, quiet: bool, verbose: bool,
-    debug: bool,
+    results_file: Path, workers: int | None, scheduler: str | None, steal: bool, as_json: bool, strict: bool,
+    quiet: bool, verbose: bool, debug: bool,
 ) -> int:  # fmt: skip
     """Compute what is missing of a results file: after an interruption, or members that failed."""
     from catapult_fast.run import job_of
@@ -187,8 +201,9 @@ def resume_command(
     output = output_of(results_file)
     sweep, attrs = stored_sweep(output)
     with (
-        _resumable(output, False),
-        job_of(sweep, backend=attrs["backend"], workers=workers, progress=not quiet) as job,
+        _resumable(output, False, scheduler),
+        _cluster(scheduler) as client,
+        job_of(sweep, backend=attrs["backend"], executor=client, workers=workers, progress=not quiet) as job,
     ):
         results = run_to_file(job, output, steal=steal)
     return _finish(results, output, as_json=as_json, strict=strict, quiet=quiet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,8 +78,8 @@ def check_writable(path: Path) -> None:
 
 
 def temporary_of(path: Path) -> Path:
-    """Name under which this process writes what will be ``path``."""
-    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    """Name under which this process writes what will be ``path``; other machines have processes of its number too."""
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(3)}")
 
 
 def sync_folder(folder: Path) -> None:

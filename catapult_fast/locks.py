@@ -25,7 +25,7 @@ from catapult_fast.files import storage_errors, write_bytes
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["Owner", "gate", "hold", "is_lock", "owners"]
+__all__ = ["Owner", "gate", "held_by", "hold", "is_lock", "owners"]
 
 Part = tuple[int, int]
 
@@ -74,8 +74,8 @@ class Owner(NamedTuple):
 
 
 @contextmanager
-def hold(folder: Path, part: Part | None = None, *, steal: bool = False) -> Iterator[None]:
-    """Own a target, or part I of N of it, while the context lasts.
+def hold(folder: Path, part: Part | None = None, *, steal: bool = False) -> Iterator[Owner]:
+    """Own a target, or part I of N of it, while the context lasts; yields the owner as others see it.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def hold(folder: Path, part: Part | None = None, *, steal: bool = False) -> Iter
         lock = _take(folder, name, steal)
     try:
         _write(folder, name, me)
-        yield
+        yield me
     finally:
         # The folder may be gone, or be another's by now; and a full disk keeps nobody from letting go.
         with suppress(StorageError):
@@ -152,6 +152,11 @@ def _refuse_moved(path: Path, handle: int) -> None:
     """Raise FileNotFoundError if the file was renamed or removed meanwhile: its lock keeps nobody out."""
     if not os.path.samestat(os.fstat(handle), path.stat()):
         raise FileNotFoundError(f"{path} was replaced")
+
+
+def held_by(folder: Path, owner: Owner) -> bool:
+    """Whether the record in a folder tells of this very owner, who has not ended; takes no lock."""
+    return _read(folder / f"{_name(owner.part)}.owner.json") == owner
 
 
 def owners(folder: Path) -> list[Owner]:

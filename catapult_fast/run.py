@@ -11,19 +11,22 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from catapult_fast import engines
 from catapult_fast.block import Arrays, compute_shard
 from catapult_fast.errors import ConfigError
-from catapult_fast.executors import Threads, work_through
+from catapult_fast.executors import Executor, Threads, work_through
 from catapult_fast.machine import available_cores, one_blas_thread, provenance
 from catapult_fast.planning import ranges, shard_size
 from catapult_fast.results import Results
 from catapult_fast.sweep import Sweep
 from catapult_fast.validate import true_or_false, whole
 
-__all__ = ["Job", "job_of", "run"]
+if TYPE_CHECKING:
+    from catapult_fast.locks import Owner
+
+__all__ = ["Job", "job_of", "run", "worker_count"]
 
 Shard = tuple[int, int]
 Keep = Callable[[int, int, Arrays], None]
@@ -53,10 +56,11 @@ def run(
         Results file to make; None keeps the results in memory. If it holds this very sweep, only members
         that failed are computed; the shards of an interrupted run are taken up.
     backend : {"auto", "cpu", "cuda", "cupy"}
-    executor : None
-        A thread pool of ``workers``. (Dask clients are not built yet.)
+    executor : None or dask.distributed.Client
+        None is a thread pool of ``workers``. The workers of a Dask cluster write their shards into the folder
+        of ``path`` if they see it, and hand them back otherwise.
     workers : int or None
-        Threads; None takes the cores that this process may use.
+        Threads; None takes the cores that this process may use. Not with ``executor``.
     shard_members : int or None
         Members of a shard; None chooses.
     progress : bool
@@ -68,8 +72,12 @@ def run(
 
     Raises
     ------
+    ConfigError
+        If both ``workers`` and ``executor`` are given, or the client is closed.
     BackendUnavailable
-        If the back end asked for cannot run here.
+        If the back end asked for cannot run here, or the cluster's workers have other versions.
+    DeviceError
+        If the cluster's scheduler is lost; finished shards stay.
     SweepMismatch
         If ``path`` holds another sweep, or one begun by another version; the file is left alone.
     TargetLocked
@@ -77,11 +85,10 @@ def run(
     StorageError
         If ``path`` cannot be written.
     """
-    if executor is not None:
-        raise ConfigError(f"executor = {executor!r} is not built yet; leave it out to use a thread pool")
     if path is not None and not isinstance(path, str | PathLike):
         raise TypeError(f"path must be a string or a path, got {path!r} of type {type(path).__name__}")
-    with job_of(sweep, backend=backend, workers=workers, shard_members=shard_members, progress=progress) as job:
+    given = {"executor": executor, "workers": workers, "shard_members": shard_members, "progress": progress}
+    with job_of(sweep, backend=backend, **given) as job:
         if path is None:
             return _run_in_memory(job)
         from catapult_fast.targets import run_to_file
@@ -94,6 +101,7 @@ def job_of(
     sweep: Sweep,
     *,
     backend: str = "auto",
+    executor: Any = None,
     workers: int | None = None,
     shard_members: int | None = None,
     progress: bool = True,
@@ -102,24 +110,44 @@ def job_of(
     if not isinstance(sweep, Sweep):
         raise TypeError(f"sweep must be a Sweep, got {type(sweep).__name__}")
     true_or_false("progress", progress)
-    workers = available_cores() if workers is None else whole("workers", workers, low=1)
+    workers = worker_count(executor, workers)
     size = None if shard_members is None else whole("shard_members", shard_members, low=1)
     with one_blas_thread():
         used, engine = engines.select(sweep, backend)
-        job = Job(sweep, engine, used, workers, size, progress)
+        job = Job(sweep, engine, used, executor, workers, size, progress)
         try:
             yield job
         finally:
             job.cancel.set()
 
 
+def worker_count(executor: Any, workers: int | None) -> int:
+    """Threads that compute: of this process, or of the cluster's workers."""
+    if executor is None:
+        return available_cores() if workers is None else whole("workers", workers, low=1)
+    if workers is not None:
+        raise ConfigError(f"workers = {workers!r} has no meaning with an executor, which has workers; leave it out")
+    from catapult_fast.dask_client import check_client, thread_count
+
+    check_client(executor)
+    return thread_count(executor)
+
+
 class Job:
     """One call of `run`: what does not change between shards."""
 
     def __init__(
-        self, sweep: Sweep, engine: ModuleType, backend: str, workers: int, shard_members: int | None, progress: bool
+        self,
+        sweep: Sweep,
+        engine: ModuleType,
+        backend: str,
+        client: Any,
+        workers: int,
+        shard_members: int | None,
+        progress: bool,
     ) -> None:
         self.sweep, self.engine, self.backend = sweep, engine, backend
+        self.client = client
         self.workers, self.shard_members, self.progress = workers, shard_members, progress
         self.started = time.time()
         self.cancel = threading.Event()
@@ -136,14 +164,30 @@ class Job:
         """Members of a shard where that many are to be computed."""
         return self.shard_members or shard_size(self.sweep, self.engine, max(members, 1), self.workers)
 
-    def compute(self, missing: list[Shard], keep: Keep, give_up: GiveUp) -> None:
-        """Compute member ranges shard by shard; ``keep`` gets each in its thread, ``give_up`` what keeps raising."""
+    def compute(
+        self,
+        missing: list[Shard],
+        keep: Keep,
+        give_up: GiveUp,
+        folder: Path | None = None,
+        owner: Owner | None = None,
+    ) -> None:
+        """Compute member ranges shard by shard; ``keep`` gets each in its thread, ``give_up`` what keeps raising.
+
+        Workers elsewhere may do what ``keep`` does themselves, in a folder of shards that still has this owner.
+        """
         total = sum(high - low for low, high in missing)
         size = self.shard_size(total)
         with _bar(self, total) as bar:
-            work = partial(self._work, bar, keep)
             shards = (shard for low, high in missing for shard in ranges(low, high, size))
-            work_through(Threads(work, self.workers, self.cancel), shards, give_up)
+            work_through(self._executor(bar, keep, folder, owner), shards, give_up)
+
+    def _executor(self, bar: Any, keep: Keep, folder: Path | None, owner: Owner | None) -> Executor:
+        if self.client is None:
+            return Threads(partial(self._work, bar, keep), self.workers, self.cancel)
+        from catapult_fast.dask_client import Dask
+
+        return Dask(self.client, self, keep, partial(_report, bar), folder, owner)
 
     def _work(self, bar: Any, keep: Keep, low: int, high: int) -> None:
         reported = []

@@ -52,14 +52,14 @@ def _duration(seconds: float) -> str:
     )
 
 
-def forecast(sweep: Sweep, backend: str, workers: int | None, as_json: bool) -> Answer:
+def forecast(sweep: Sweep, backend: str, executor: Any, workers: int | None, as_json: bool) -> Answer:
     """Foretell a run."""
     from catapult_fast import engines
-    from catapult_fast.machine import available_cores
     from catapult_fast.planning import plan
+    from catapult_fast.run import worker_count
 
     used, engine = engines.select(sweep, backend)
-    threads = workers or available_cores()
+    threads = worker_count(executor, workers)
     foretold = plan(sweep, engine, threads)
     values: dict[str, Any] = {**foretold, "backend": used, "workers": threads}
     text = (

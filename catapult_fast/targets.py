@@ -50,11 +50,11 @@ def run_to_file(job: Job, path: Path, *, steal: bool = False) -> Results:
     if found is not None and not folder.exists() and not beside(path, folder):
         return found
     try:
-        with _own(job, path, 0, job.sweep.n_members, steal=steal):
+        with _own(job, path, 0, job.sweep.n_members, steal=steal) as owner:
             sweep_up(path, folder)
             found = _finished(path, job.sweep)
             if found is None:
-                _compute(job, path, 0, job.sweep.n_members)
+                _compute(job, path, 0, job.sweep.n_members, owner)
                 _merge(path, job.sweep, job.backend, job.provenance())
             aside = _set_aside(folder, job.sweep)
     except TargetLocked:
@@ -74,10 +74,10 @@ def run_part(job: Job, path: Path, part: Part, *, steal: bool = False) -> Share:
         return Share(low, high, 0, [])
     if path.exists():
         raise StorageError(f"{path} is finished, but members failed; catapult-fast resume tries them again")
-    with _own(job, path, low, high, part=part, steal=steal):
+    with _own(job, path, low, high, part=part, steal=steal) as owner:
         if low < high:
             sweep_up_part(folder, low, high)
-            _compute(job, path, low, high)
+            _compute(job, path, low, high, owner)
         bad = sum(min(b, high) - max(a, low) for a, b, _ in failures(folder) if a < high and b > low)
     spans = (part_range(job.sweep, job.engine, (i, part[1])) for i in range(part[1]))
     return Share(low, high, bad, [i for i, (a, b) in enumerate(spans) if a < b and uncovered(folder, a, b)])
@@ -134,15 +134,17 @@ def _finished(path: Path, sweep: Sweep) -> Results | None:
 
 
 @contextmanager
-def _own(job: Job, path: Path, low: int, high: int, *, part: Part | None = None, steal: bool = False) -> Iterator[None]:
+def _own(
+    job: Job, path: Path, low: int, high: int, *, part: Part | None = None, steal: bool = False
+) -> Iterator[locks.Owner]:
     """Check that the target is this job's and that the members find room, then hold its lock."""
     folder = shards.parts_folder(path)
     _check(job, path, folder)
     check_writable(path)
     shards.check_room(path, job.sweep, low, high)
-    with locks.hold(folder, part, steal=steal):
+    with locks.hold(folder, part, steal=steal) as owner:
         _check(job, path, folder)
-        yield
+        yield owner
 
 
 def _check(job: Job, path: Path, folder: Path) -> None:
@@ -156,7 +158,7 @@ def _check(job: Job, path: Path, folder: Path) -> None:
     shards.refuse_strangers(folder)
 
 
-def _compute(job: Job, path: Path, low: int, high: int) -> None:
+def _compute(job: Job, path: Path, low: int, high: int, owner: locks.Owner) -> None:
     sweep, folder = job.sweep, shards.parts_folder(path)
     shards.prepare_parts(folder, sweep, job.backend, job.provenance())
     discard_failed(folder, low, high)
@@ -169,7 +171,7 @@ def _compute(job: Job, path: Path, low: int, high: int) -> None:
     def give_up(first: int, last: int, reason: str) -> None:
         write_failed(folder, sweep, first, last, reason)
 
-    job.compute(shards.missing_ranges(folder, sweep, low, high), keep, give_up)
+    job.compute(shards.missing_ranges(folder, sweep, low, high), keep, give_up, folder, owner)
 
 
 def _merge(path: Path, sweep: Sweep, backend: str, said: dict[str, Any]) -> None:
