@@ -10,7 +10,7 @@ import pytest
 import catapult_fast as cf
 
 PACKAGE = Path(cf.__file__).parent
-HEAVY = ("numba", "scipy", "matplotlib", "xarray", "h5py", "pydantic", "tqdm", "h5netcdf")
+HEAVY = ("numba", "scipy", "matplotlib", "xarray", "h5py", "pydantic", "tqdm", "h5netcdf", "dask", "distributed")
 
 PUBLIC = {
     "BackendUnavailable", "CatapultError", "ConfigError", "CorruptFileError", "CriticalEta", "DataError", "Dataset",
@@ -71,7 +71,7 @@ def test_running_in_memory_draws_nothing():
         "cf.run(sweep, progress=False)"
     )
     loaded = python(f"{code}\nimport sys; print(*sys.modules)").split()
-    assert not {"matplotlib", "xarray", "h5netcdf", "scipy.stats"} & set(loaded)
+    assert not {"matplotlib", "xarray", "h5netcdf", "scipy.stats", "dask", "distributed"} & set(loaded)
 
 
 def test_every_public_name_resolves():
