@@ -321,7 +321,7 @@ def test_places(place, whole, folder, monkeypatch):
         patch.setattr(module, "compute_shard", stop_later)
         with pytest.raises(KeyboardInterrupt):
             cf.run(cf.Sweep.from_toml(SHORT), path, workers=1, shard_members=32, progress=False)
-    line = shlex.split(cli._how_to_go_on(path, False).partition("catapult-fast ")[2])
+    line = shlex.split(cli._how_to_go_on(path, False, None).partition("catapult-fast ")[2])
     if place == "a leading dash":
         line.insert(1, "--")
     assert cli.main([*line, "-q"] if place != "a leading dash" else line) == 0

@@ -585,7 +585,7 @@ def test_what_needs_the_weights_is_left_to_the_linear_engine():
         ({"workers": 0}, cf.ConfigError, ["workers = 0"]),
         ({"workers": 1.5}, TypeError, ["workers", "1.5"]),
         ({"shard_members": 0}, cf.ConfigError, ["shard_members = 0"]),
-        ({"executor": "dask"}, cf.ConfigError, ["executor", "dask"]),
+        ({"executor": "dask"}, TypeError, ["executor", "Client", "str"]),
         ({"backend": "gpu"}, cf.ConfigError, ["backend = 'gpu'", "'cpu'"]),
         ({"backend": "cuda"}, cf.BackendUnavailable, ["cuda", "'cpu'"]),
         ({"progress": 1}, TypeError, ["progress", "1"]),
