@@ -17,7 +17,7 @@ from catapult_fast.bench.report import Goal, Result, Row
 from catapult_fast.bench.timing import interleave, seconds
 from catapult_fast.errors import BackendUnavailable
 from catapult_fast.machine import available_cores
-from catapult_fast.spectrum import top_eig
+from catapult_fast.spectrum import PROVEN, top_eig
 
 __all__ = [
     "ACCURACY",
@@ -35,6 +35,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+_ROUNDING = 1e-13  # of NumPy's values, which bounds are compared with
 ACCURACY = 1e-10  # of the values, relative to |A|, that everybody must reach
 LOOSE = 3e-6  # our residual that leaves such a value: its error is the residual squared over the gap
 
@@ -138,12 +139,14 @@ def eig(name: str, backend: str, limits: Limits) -> Result:
     def error(values: Array) -> float:
         return float(np.max(np.abs(values - true) / true))
 
-    ours, found, calls = _ours(matrices), {}, {}
+    ours, found, calls, certified = _ours(matrices), {}, {}, {}
     for label, (_, call) in ours.items():
         result = call()
         if not result.converged.all():
             raise AssertionError(f"{label}: not all matrices converged")
         found[label], calls[label] = error(result.eigenvalues), call
+        right = (result.lower_bounds <= (1 + _ROUNDING) * true) & (true <= (1 + _ROUNDING) * result.upper_bounds)
+        certified[label] = float(np.mean((result.bound == PROVEN) & right))
     peers, chosen = eigen_peers(size.n), {}
     for peer in (peer for peer in peers if absent(peer) is None):
         chosen[peer.name], found[peer.name] = choose(peer, matrices, error)
@@ -163,8 +166,10 @@ def eig(name: str, backend: str, limits: Limits) -> Result:
         if goal
     ]
     notes = [f"best peer within {ACCURACY:g}: {best.name}" if best else "no peer was measured"]
+    notes.append("certified: " + ", ".join(f"{100 * share:.4g} % {label}" for label, share in certified.items()))
     notes.append("a step is a matrix; error: of the value, relative to NumPy's; ours comes with vector and residual")
-    return Result(name, f"{size.count} matrices of size {size.n}, largest eigenvalue", own + others, goals, notes)
+    title = f"{size.count} matrices of size {size.n}, largest eigenvalue"
+    return Result(name, title, own + others, goals, notes, {"certified": certified})
 
 
 def max_ratio(rows: list[Row], best: Row | None) -> float | None:
