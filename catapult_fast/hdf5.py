@@ -18,6 +18,7 @@ from catapult_fast import admission, seal
 from catapult_fast.boxes import slabs
 from catapult_fast.errors import CorruptFileError, StorageError
 from catapult_fast.files import UnfailingFile, write_atomically
+from catapult_fast.heap import GuardedFile
 from catapult_fast.layout import SCHEMA_NAME, SCHEMA_VERSION
 from catapult_fast.sweep import Sweep
 
@@ -219,21 +220,38 @@ def open_ours(path: Path, use: Callable[[Source], _T], kind: str = SCHEMA_NAME) 
     CorruptFileError
         If it is not ours, damaged, or holds what no file of ours holds.
     """
+    digests = _looked_through(path, kind)
     with opened(path) as file:
-        version = _schema(path, file, kind)
-        admission.admit(path, file)
-        digests = None if version == _UNSEALED and seal.SEAL not in file.attrs else seal.check(path, file)
         return use(Source(path, file, digests))
+
+
+def _looked_through(path: Path, kind: str) -> dict[str, str] | None:
+    """Digests of the datasets of a file that may be believed; None before there were seals."""
+    with _faults(path), GuardedFile(path) as guarded:
+        try:
+            with h5py.File(guarded, "r") as file:
+                version = _schema(path, file, kind)
+                admission.admit(path, file)
+                return None if version == _UNSEALED and seal.SEAL not in file.attrs else seal.check(path, file)
+        except _NONSENSE:
+            if guarded.fault is not None:
+                raise CorruptFileError(f"{path} is damaged: {guarded.fault}") from None
+            raise
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
     """Open a file of ours as it is; whatever HDF5 complains of is a CorruptFileError."""
+    with _faults(path), h5py.File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise StorageError(f"{path} does not exist, or is no file")
     try:
-        with h5py.File(path, "r") as file:
-            yield file
+        yield
     except StorageError:
         raise
     except (PermissionError, BlockingIOError) as error:
@@ -248,6 +266,8 @@ def _line(error: BaseException) -> str:
 
 def _schema(path: Path, file: h5py.File, kind: str) -> str:
     """Version of the file's schema, looked at first: a newer one may be built in another way."""
+    if file.id.get_create_plist().get_sizes() != (8, 8):
+        raise CorruptFileError(f"{path} is refused: its addresses and sizes do not have eight bytes")
     name, version = (admission.text(file, key) for key in ("schema_name", "schema_version"))
     if name != kind:
         raise CorruptFileError(f"{path} is not a file of catapult_fast (schema_name is {name!r}, not {kind!r})")
