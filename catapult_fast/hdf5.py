@@ -6,6 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -58,16 +59,20 @@ _NONSENSE = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError,
 class Writer:
     """A new HDF5 file: datasets with checksums, and their digests for the seal."""
 
-    def __init__(self, file: h5py.File, raw: UnfailingFile) -> None:
-        self.file, self.raw = file, raw
-        self.digests: dict[str, str] = {}
+    def __init__(self, file: h5py.File, raw: UnfailingFile, beside: Executor) -> None:
+        self.file, self.raw, self._beside = file, raw, beside
+        self._digests: dict[str, Future[str]] = {}
 
     def put(self, name: str, array: Array) -> h5py.Dataset:
-        """Make a whole dataset."""
+        """Make a whole dataset; its digest is taken meanwhile."""
+        self._digests[name] = self._beside.submit(seal.digest_of, array)
         dataset = self.file.create_dataset(name, data=array, **filters(array.shape, array.dtype))
         self.raw.check()
-        self.digests[name] = seal.digest_of(array)
         return dataset
+
+    def seal(self) -> None:
+        """End a file whose datasets were all ``put``."""
+        seal.put(self.file, {name: digest.result() for name, digest in self._digests.items()})
 
     def put_inputs(self, sweep: Sweep) -> None:
         """Store data and weights that no name or path gives, under ``/inputs``."""
@@ -82,15 +87,15 @@ def write_hdf5(path: Path, fill: Callable[[Writer], Any], needed: int) -> None:
 
     def sealed(writer: Writer) -> None:
         fill(writer)
-        seal.put(writer.file, writer.digests)
+        writer.seal()
 
     write_atomically(path, lambda raw: write_unsealed(raw, sealed), needed)
 
 
 def write_unsealed(raw: UnfailingFile, fill: Callable[[Writer], Any]) -> None:
     """Write HDF5 into an open file; look at its ``check`` afterwards."""
-    with h5py.File(raw, "w", libver=_FORMAT) as file:
-        fill(Writer(file, raw))
+    with ThreadPoolExecutor(1) as beside, h5py.File(raw, "w", libver=_FORMAT) as file:
+        fill(Writer(file, raw, beside))
 
 
 @contextmanager
