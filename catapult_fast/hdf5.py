@@ -6,6 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from catapult_fast.boxes import slabs
 from catapult_fast.deferring import signals_deferred
 from catapult_fast.errors import CorruptFileError, StorageError
 from catapult_fast.files import UnfailingFile, write_atomically
+from catapult_fast.heap import GuardedFile
 from catapult_fast.layout import SCHEMA_NAME, SCHEMA_VERSION
 from catapult_fast.sweep import Sweep
 
@@ -58,16 +60,20 @@ _NONSENSE = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError,
 class Writer:
     """A new HDF5 file: datasets with checksums, and their digests for the seal."""
 
-    def __init__(self, file: h5py.File, raw: UnfailingFile) -> None:
-        self.file, self.raw = file, raw
-        self.digests: dict[str, str] = {}
+    def __init__(self, file: h5py.File, raw: UnfailingFile, beside: Executor) -> None:
+        self.file, self.raw, self._beside = file, raw, beside
+        self._digests: dict[str, Future[str]] = {}
 
     def put(self, name: str, array: Array) -> h5py.Dataset:
-        """Make a whole dataset."""
+        """Make a whole dataset; its digest is taken meanwhile."""
+        self._digests[name] = self._beside.submit(seal.digest_of, array)
         dataset = self.file.create_dataset(name, data=array, **filters(array.shape, array.dtype))
         self.raw.check()
-        self.digests[name] = seal.digest_of(array)
         return dataset
+
+    def seal(self) -> None:
+        """End a file whose datasets were all ``put``."""
+        seal.put(self.file, {name: digest.result() for name, digest in self._digests.items()})
 
     def put_inputs(self, sweep: Sweep) -> None:
         """Store data and weights that no name or path gives, under ``/inputs``."""
@@ -82,15 +88,15 @@ def write_hdf5(path: Path, fill: Callable[[Writer], Any], needed: int) -> None:
 
     def sealed(writer: Writer) -> None:
         fill(writer)
-        seal.put(writer.file, writer.digests)
+        writer.seal()
 
     write_atomically(path, lambda raw: write_unsealed(raw, sealed), needed)
 
 
 def write_unsealed(raw: UnfailingFile, fill: Callable[[Writer], Any]) -> None:
     """Write HDF5 into an open file; look at its ``check`` afterwards."""
-    with signals_deferred(), h5py.File(raw, "w", libver=_FORMAT) as file:
-        fill(Writer(file, raw))
+    with signals_deferred(), ThreadPoolExecutor(1) as beside, h5py.File(raw, "w", libver=_FORMAT) as file:
+        fill(Writer(file, raw, beside))
 
 
 @contextmanager
@@ -220,21 +226,38 @@ def open_ours(path: Path, use: Callable[[Source], _T], kind: str = SCHEMA_NAME) 
     CorruptFileError
         If it is not ours, damaged, or holds what no file of ours holds.
     """
+    digests = _looked_through(path, kind)
     with opened(path) as file:
-        version = _schema(path, file, kind)
-        admission.admit(path, file)
-        digests = None if version == _UNSEALED and seal.SEAL not in file.attrs else seal.check(path, file)
         return use(Source(path, file, digests))
+
+
+def _looked_through(path: Path, kind: str) -> dict[str, str] | None:
+    """Digests of the datasets of a file that may be believed; None before there were seals."""
+    with _faults(path), GuardedFile(path) as guarded, signals_deferred():
+        try:
+            with h5py.File(guarded, "r") as file:
+                version = _schema(path, file, kind)
+                admission.admit(path, file)
+                return None if version == _UNSEALED and seal.SEAL not in file.attrs else seal.check(path, file)
+        except _NONSENSE:
+            if guarded.fault is not None:
+                raise CorruptFileError(f"{path} is damaged: {guarded.fault}") from None
+            raise
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
     """Open a file of ours as it is; whatever HDF5 complains of is a CorruptFileError."""
+    with _faults(path), h5py.File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise StorageError(f"{path} does not exist, or is no file")
     try:
-        with h5py.File(path, "r") as file:
-            yield file
+        yield
     except StorageError:
         raise
     except (PermissionError, BlockingIOError) as error:
@@ -249,6 +272,8 @@ def _line(error: BaseException) -> str:
 
 def _schema(path: Path, file: h5py.File, kind: str) -> str:
     """Version of the file's schema, looked at first: a newer one may be built in another way."""
+    if file.id.get_create_plist().get_sizes() != (8, 8):
+        raise CorruptFileError(f"{path} is refused: its addresses and sizes do not have eight bytes")
     name, version = (admission.text(file, key) for key in ("schema_name", "schema_version"))
     if name != kind:
         raise CorruptFileError(f"{path} is not a file of catapult_fast (schema_name is {name!r}, not {kind!r})")

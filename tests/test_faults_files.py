@@ -18,7 +18,7 @@ from catapult_fast.hdf5 import opened
 from catapult_fast.layout import SCHEMA_VERSION
 from catapult_fast.shards import form_of, parts_folder, read_shard, shards_of, write_shard
 from catapult_fast.verify import verify
-from faults import SWEEP, contents
+from faults import SWEEP, contents, python
 
 DATA = Path(__file__).parent / "data"
 PACKAGE = Path(cf.__file__).parent
@@ -151,6 +151,21 @@ def test_zeros_in_place_of_a_chunk_are_found(copy):
     with pytest.raises(cf.CorruptFileError, match="values of loss"):
         cf.open_results(copy).loss  # noqa: B018
     assert any("values of loss" in fault for fault in verify(copy).faults)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_heap_that_leads_in_circles_is_found(finished, parts, tmp_path, number):
+    """HDF5 would go round in it for ever: in a process of its own, so that a failure ends."""
+    path = tmp_path / "broken.h5"
+    broken = bytearray([finished, first_shard(parts)][number].read_bytes())
+    place = broken.index(b"GCOL\x01") + 16
+    while broken[place : place + 2] != bytes(2):  # on to the free space
+        place += 16 + -(-int.from_bytes(broken[place + 8 : place + 16], "little") // 8) * 8
+    broken[place + 8 : place + 16] = bytes(8)
+    path.write_bytes(broken)
+    code = "import catapult_fast.hdf5 as h, pathlib; h.open_ours(pathlib.Path('broken.h5'), print)"
+    said = python(code, tmp_path, timeout=60)
+    assert "CorruptFileError: broken.h5 is damaged: the heap of text at byte" in said.stderr
 
 
 def test_bytes_of_others_behind_it_are_harmless(finished, copy):
