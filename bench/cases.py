@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catapult_fast import engines
-from catapult_fast.bench import eigen, storage, tracking
+from catapult_fast.bench import eigen, scale, storage, tracking
 from catapult_fast.bench.limits import Limits
 from catapult_fast.bench.ours import Members, form_in_use, from_the_start, in_form
 from catapult_fast.bench.peers import (
@@ -389,6 +389,7 @@ CASES: dict[str, Callable[[str, str, Limits], Result]] = {
     **eigen.CASES,
     **tracking.CASES,
     **storage.CASES,
+    **scale.CASES,
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import catapult_fast as cf
 from catapult_fast import cli
-from catapult_fast.bench import cases, eigen, limits, peers, report, storage, timing, tracking
+from catapult_fast.bench import cases, eigen, limits, peers, report, scale, storage, timing, tracking
 from catapult_fast.bench.ours import Members, in_form
 from catapult_fast.bench.problems import linear_problem, scalar_problem
 from catapult_fast.errors import ConfigError
@@ -32,6 +32,7 @@ def quick(monkeypatch, tmp_path):
     for name in storage.SIZES:
         monkeypatch.setitem(storage.SIZES, name, storage.Size(12, 6, STEPS))
     monkeypatch.setattr(storage, "SHARDS", 1)
+    monkeypatch.setitem(scale.SIZES, "scale-dask", scale.Size(12, 6, STEPS, 2))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cases, "EXPLICIT_WIDTH", 32)
     monkeypatch.setattr(cases, "settings", lambda peer: peers.settings(peer)[:1])

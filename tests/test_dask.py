@@ -55,6 +55,20 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def limit():
+    """For a run that hangs, not for a verdict."""
+
+    def give_up(number, frame):
+        raise TimeoutError("nothing happened")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(240)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What a run on threads gives."""
