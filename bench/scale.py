@@ -78,7 +78,7 @@ def dask(name: str, backend: str, limits: Limits) -> Result:
     given = {"backend": backend, "shard_members": members, "progress": False}
     with (
         tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as made,
-        LocalCluster(n_workers=cores, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=cores, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         folders = (Path(made) / str(number) for number in itertools.count())
