@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +75,7 @@ def dask(name: str, backend: str, limits: Limits) -> Result:
         return Result(name, title, rows, [Goal(goal, 1.1, None, at_most=True)])
     from distributed import Client, LocalCluster
 
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     members = -(-sweep.n_members // (size.shards * cores))
     given = {"backend": backend, "shard_members": members, "progress": False}
     with (

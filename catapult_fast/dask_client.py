@@ -59,6 +59,8 @@ def connect(address: str) -> Iterator[Client]:
         from distributed import Client
     except ImportError as error:
         raise BackendUnavailable("a scheduler needs Dask, which is missing: pip install catapult-fast[dask]") from error
+    # It would log every step of a connection, in spite of what the root logger is set to.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     try:
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except OSError as error:
