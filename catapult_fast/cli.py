@@ -18,6 +18,7 @@ import click
 
 from catapult_fast import __version__
 from catapult_fast.errors import BackendUnavailable, CatapultError, ConfigError, DataError, DeviceError, StorageError
+from catapult_fast.stopping import Stopped, ignore_signals, signals_stop
 
 __all__ = ["main"]
 
@@ -26,15 +27,8 @@ _EXIT_CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], 
     (StorageError, 5),
     ((BackendUnavailable, DeviceError), 6),
 )
-_TERMINATED, _INTERRUPTED, _MISSED, _DAMAGED = 75, 130, 4, 5
-
-
-class _Stopped(BaseException):
-    """A signal asked to stop."""
-
-    def __init__(self, code: int, advice: str = "") -> None:
-        super().__init__(code, advice)
-        self.code, self.advice = code, advice
+_MISSED, _DAMAGED = 4, 5
+_ENDS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 75)}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -164,10 +158,10 @@ def _resumable(output: Path, in_parts: bool, scheduler: str | None = None) -> It
     """Turn an interruption into one that says how to go on."""
     try:
         yield
-    except (KeyboardInterrupt, _Stopped) as error:
-        _ignore_signals()
-        code = error.code if isinstance(error, _Stopped) else _INTERRUPTED
-        raise _Stopped(code, _how_to_go_on(output, in_parts, scheduler)) from None
+    except (KeyboardInterrupt, Stopped) as error:
+        ignore_signals()
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        raise Stopped(number, _how_to_go_on(output, in_parts, scheduler)) from None
 
 
 def _how_to_go_on(output: Path, in_parts: bool, scheduler: str | None) -> str:
@@ -338,34 +332,10 @@ def info_command(as_json: bool, quiet: bool, verbose: bool, debug: bool) -> int:
     return 0
 
 
-def _stop(number: int, frame: Any) -> None:
-    raise _Stopped(_INTERRUPTED if number == signal.SIGINT else _TERMINATED)
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Signals that stop raise `_Stopped`; what the caller had is put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        for number, handler in before.items():
-            if handler != signal.SIG_IGN:  # as in a shell's background jobs
-                signal.signal(number, _stop)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _ignore_signals() -> None:
-    """While stopping already: a second one changes nothing."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are one line on stderr."""
     _open_standard_files()
-    with _signals():
+    with signals_stop():
         return _main(list(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -385,12 +355,12 @@ def _main(given: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except _Stopped as error:
-        _ignore_signals()
-        what = "interrupted" if error.code == _INTERRUPTED else "terminated"
-        return _leave(_fail(f"{what}{error.advice}", error.code, debug))
+    except Stopped as error:
+        ignore_signals()
+        what, code = _ENDS[signal.Signals(error.number)]
+        return _leave(_fail(f"{what}{error.advice}", code, debug))
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", _INTERRUPTED, debug)
+        return _fail(*_ENDS[signal.SIGINT], debug)
     except BrokenPipeError:
         sys.stderr.close()
         return 0

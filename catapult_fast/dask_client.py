@@ -165,7 +165,6 @@ class Dask:
         self._last: dict[Shard, str] = {}  # where a shard came to grief
         self._idle: set[Future] = set()  # not in work when last looked at
         self._looked = self._count = 0.0
-        self._stopped = False
         self._run = Run(self._name, job.sweep, job.backend, None if folder is None else folder.absolute(), owner)
 
     def submit(self, shard: Shard) -> None:

@@ -17,11 +17,11 @@ import numpy as np
 
 from catapult_fast import admission, seal
 from catapult_fast.boxes import slabs
-from catapult_fast.deferring import signals_deferred
 from catapult_fast.errors import CorruptFileError, StorageError
 from catapult_fast.files import UnfailingFile, write_atomically
 from catapult_fast.heap import GuardedFile
 from catapult_fast.layout import SCHEMA_NAME, SCHEMA_VERSION
+from catapult_fast.stopping import signals_deferred
 from catapult_fast.sweep import Sweep
 
 __all__ = [

@@ -114,7 +114,7 @@ class _End:
     def __init__(self, product: Product, sign: float, request: Request) -> None:
         self.product, self.sign, self.request = product, sign, request
         b, n, k = product.count, product.n, request.k
-        self.values, self.residuals, self.estimates = (np.full((b, k), np.nan) for _ in range(3))
+        self.values, self.residuals = (np.full((b, k), np.nan) for _ in range(2))
         self.upper = np.full((b, k), np.inf)
         self.vectors = np.full((b, k, n), np.nan)
         self.images = np.full((b, k, n), np.nan)

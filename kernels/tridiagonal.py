@@ -89,19 +89,20 @@ def largest(alpha, beta, size, above, diagonal, squares):
 
 
 @inner
-def below(alpha, beta, size, x):
-    """The lanes in which all eigenvalues of T lie below ``x``: all pivots of ``x - T`` are positive.
+def not_below(alpha, beta, size, x):
+    """How many eigenvalues of T do not lie below ``x``, in each lane: the pivots of ``x - T`` that are not positive.
 
-    They are those of a matrix that differs from T by at most ``u (|x| + 6 |T|)`` (Kahan 1966).
+    They are the pivots of a matrix that differs from T by at most ``u (|x| + 6 |T|)`` (Kahan 1966), so 0 is a proof.
     """
-    pivot = x - load(alpha, 0)
-    positive = pivot > 0.0
-    for i in range(1, size):
+    count, taken = fill(x, 0.0), fill(x, 0.0)
+    for i in range(size):
         rolled()
-        b = load(beta, i - 1)
-        pivot = x - load(alpha, i) - b * b / pivot
-        positive = positive & (pivot > 0.0)
-    return positive
+        pivot = x - load(alpha, i) - taken
+        count = count + select(pivot > 0.0, fill(x, 0.0), 1.0)  # what is not a number is counted, too
+        if i + 1 < size:
+            b = load(beta, i)
+            taken = b * b / select(pivot == 0.0, -1e-300, pivot)
+    return count
 
 
 @inner

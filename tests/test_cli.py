@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +13,15 @@ import pytest
 
 import catapult_fast as cf
 from catapult_fast import cli, summary
-from catapult_fast.shards import parts_folder
+from faults import SMALL
 
 run_module = sys.modules[cf.run.__module__]
-
-SWEEP = """
-schema = 1
-[data]
-name = "gaussian"
-n_train = 4
-n_test = 2
-dim = 3
-[network]
-type = "TwoLayerLinear"
-[sweep]
-kappa = { start = 0.25, stop = 6.0, num = 24 }
-width = [64, 1000000]
-seeds = 2
-steps = 60
-[record]
-every = 5
-"""
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """Every test works in its own folder, with a sweep in it."""
-    (tmp_path / "sweep.toml").write_text(SWEEP)
+    (tmp_path / "sweep.toml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -67,7 +48,7 @@ def no_computing(monkeypatch):
 def whole(tmp_path_factory):
     """A finished results file; tests must not write to it."""
     path = tmp_path_factory.mktemp("whole") / "out.h5"
-    cf.run(cf.Sweep.from_toml(SWEEP), path, progress=False)
+    cf.run(cf.Sweep.from_toml(SMALL), path, progress=False)
     return path
 
 
@@ -93,7 +74,7 @@ def test_run(call):
     assert (code, err) == (0, "")
     assert out.count("\n") == 1
     results = cf.open_results("out.h5")
-    assert results.sweep == cf.Sweep.from_toml(SWEEP)
+    assert results.sweep == cf.Sweep.from_toml(SMALL)
     expected = cf.run(results.sweep, progress=False)
     for name in results.dims:
         assert getattr(results, name).tobytes() == getattr(expected, name).tobytes()
@@ -194,7 +175,7 @@ def test_the_picture_never_replaces_the_results(call, no_computing):
 
 def test_quiet_and_verbose(call, monkeypatch):
     assert call("run", "sweep.toml", "-q") == (0, "", "")
-    Path("one.toml").write_text(SWEEP.replace("n_train = 4", "n_train = 1"))
+    Path("one.toml").write_text(SMALL.replace("n_train = 4", "n_train = 1"))
     # Handlers of an earlier call would keep the stream of that call.
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     code, out, err = call("run", "one.toml", "-v")
@@ -244,7 +225,7 @@ def test_status_of_a_run_in_progress(call, monkeypatch):
 
     monkeypatch.setattr(run_module, "compute_shard", fail_later)
     with pytest.raises(KeyboardInterrupt):
-        cf.run(cf.Sweep.from_toml(SWEEP), "out.h5", workers=1, shard_members=10, progress=False)
+        cf.run(cf.Sweep.from_toml(SMALL), "out.h5", workers=1, shard_members=10, progress=False)
     assert call("status", "out.h5") == (0, "40 of 96 members done, nobody works on it\n", "")
     assert call("status", "out.h5.parts") == call("status", "out.h5")
     said = parse(call("status", "out.h5", "--json")[1])
@@ -516,53 +497,3 @@ def test_progress_goes_to_a_terminal_only(flags, shown):
     assert (out == "") == (not shown)
     if shown:
         assert parse(out)["members"] == 96
-
-
-# Some seconds of work in four shards, whatever the machine.
-LONG = """
-schema = 1
-[data]
-name = "gaussian"
-n_train = 12
-dim = 20
-[network]
-type = "TwoLayerLinear"
-[sweep]
-kappa = { start = 0.2, stop = 1.9, num = 80 }
-width = [64, 1000000]
-seeds = 2
-steps = 20000
-[record]
-every = 5000
-[stop]
-converged = false
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="this system has no such signals")
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_stopped_and_resumed(call, number, expected):
-    """Stopped with work left, its shards kept; the same command then finishes to the same bits."""
-    Path("long.toml").write_text(LONG)
-    arguments = ("run", "long.toml", "-o", "out.h5", "--workers", "1")
-    with start(*arguments) as process:
-        while not list(parts_folder(Path("out.h5")).glob("members-*.h5")):
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.005)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (expected, "")
-    assert "Traceback" not in err
-    assert err.count("\n") == 1
-    assert err.endswith("; to go on: catapult-fast resume out.h5\n")
-    assert not Path("out.h5").exists()
-    progress = parse(call("status", "out.h5", "--json")[1])
-    assert 0 < progress["done"] < progress["members"]
-    assert not progress["complete"]
-    assert [p.name for p in Path("out.h5.parts").iterdir() if "tmp" in p.name] == []
-    assert call("resume", "out.h5", "-q") == (0, "", "")
-    expected_results = cf.run(cf.Sweep.from_toml(LONG), progress=False)
-    results = cf.open_results("out.h5")
-    for name in results.dims:
-        assert getattr(results, name).tobytes() == getattr(expected_results, name).tobytes()
-    assert names() == ["long.toml", "out.h5", "sweep.toml"]

@@ -18,34 +18,17 @@ from catapult_fast.executors import THREAD_NAME
 from catapult_fast.kernels.outcome import FAILED, NOT_RUN
 from catapult_fast.planning import part_range
 from catapult_fast.shards import parts_folder
-from faults import contents, names, shard_files
+from faults import SMALL, contents, names, shard_files
 
 run_module = sys.modules[cf.run.__module__]
 block_module = sys.modules["catapult_fast.block"]
 
-SWEEP = """
-schema = 1
-[data]
-name = "gaussian"
-n_train = 4
-n_test = 2
-dim = 3
-[network]
-type = "TwoLayerLinear"
-[sweep]
-kappa = { start = 0.25, stop = 6.0, num = 24 }
-width = [64, 1000000]
-seeds = 2
-steps = 60
-[record]
-every = 5
-"""
 TOTAL = 96
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    (tmp_path / "sweep.toml").write_text(SWEEP)
+    (tmp_path / "sweep.toml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -53,7 +36,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "out.h5"
-    cf.run(cf.Sweep.from_toml(SWEEP), path, progress=False)
+    cf.run(cf.Sweep.from_toml(SMALL), path, progress=False)
     return contents(path)
 
 
@@ -68,7 +51,7 @@ def call(capsys):
 
 
 def sweep():
-    return cf.Sweep.from_toml(SWEEP)
+    return cf.Sweep.from_toml(SMALL)
 
 
 def snapshot(folder="."):
@@ -139,7 +122,7 @@ def test_another_sweep_is_refused_by_its_differences(monkeypatch, finished):
     before = snapshot()
     monkeypatch.setattr(run_module, "compute_shard", lambda *_: pytest.fail("something was computed"))
     for changes, words in OTHERS:
-        other = cf.Sweep.from_toml(SWEEP, changes=changes)
+        other = cf.Sweep.from_toml(SMALL, changes=changes)
         with pytest.raises(cf.SweepMismatch) as caught:
             cf.run(other, "out.h5", progress=False)
         said = str(caught.value)
@@ -152,7 +135,7 @@ def test_another_sweep_is_refused_by_its_differences(monkeypatch, finished):
 
 def test_a_width_that_the_sweep_replaces_is_no_difference():
     cf.run(sweep(), "out.h5", progress=False)
-    other = cf.Sweep.from_toml(SWEEP, changes={"network.width": 7, "sweep.steps": 61})
+    other = cf.Sweep.from_toml(SMALL, changes={"network.width": 7, "sweep.steps": 61})
     with pytest.raises(cf.SweepMismatch, match=r"\(sweep\.steps: 61 here, 60 in the file\)"):
         cf.run(other, "out.h5", progress=False)
 
@@ -385,7 +368,7 @@ def test_failed_shards_of_an_interrupted_run(monkeypatch, call, whole):
 def test_a_failed_shard_takes_little_space(tmp_path):
     from catapult_fast.failures import failures, write_failed
 
-    big = cf.Sweep.from_toml(SWEEP, changes={"sweep.steps": 60000, "record.every": 1})
+    big = cf.Sweep.from_toml(SMALL, changes={"sweep.steps": 60000, "record.every": 1})
     shards.prepare_parts(tmp_path / "p", big, "cpu", {})
     write_failed(tmp_path / "p", big, 0, 96, "Ärger: " + "x" * 300)
     assert next((tmp_path / "p").glob("failed-*")).stat().st_size < 100_000
@@ -474,7 +457,7 @@ def test_no_memory_for_the_smallest_block_is_a_fault_of_the_shard(monkeypatch, c
 def test_parts_are_a_cut_of_whole_groups(n, members):
     from catapult_fast import engines
 
-    given = cf.Sweep.from_toml(SWEEP, changes={"sweep.kappa": [1.0] * members, "sweep.seeds": 1, "sweep.width": [9]})
+    given = cf.Sweep.from_toml(SMALL, changes={"sweep.kappa": [1.0] * members, "sweep.seeds": 1, "sweep.width": [9]})
     engine = engines.select(given)[1]
     spans = [part_range(given, engine, (i, n)) for i in range(n)]
     assert spans[0][0] == 0

@@ -2,12 +2,7 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -607,64 +602,6 @@ def test_results_of_a_run_in_progress(tmp_path, monkeypatch, memory):
     # A picture, a table and a copy with named axes can be made of it.
     assert partial.to_xarray().sizes["kappa"] == 6
     assert partial.thresholds()["kappa_max"].values.shape == (2, 2)
-
-
-# A run of several seconds in a child, in shards of a fraction of a second.
-LONG = """
-schema = 1
-[data]
-name = "gaussian"
-n_train = 12
-dim = 20
-[network]
-type = "TwoLayerLinear"
-[sweep]
-kappa = { start = 0.2, stop = 5.0, num = 100 }
-width = [64, 1000000000000]
-seeds = 2
-steps = 3000
-[record]
-every = 500
-[stop]
-converged = false
-diverged = false
-"""
-
-
-def child(folder, shard_members=10):
-    code = (
-        "import sys, pathlib, catapult_fast as cf;"
-        "cf.run(cf.Sweep.from_toml(pathlib.Path('sweep.toml')), 'out.h5', workers=1,"
-        f"progress=False, shard_members={shard_members})"
-    )
-    environment = os.environ | {"PYTHONPATH": str(Path(cf.__file__).parent.parent)}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=environment, stderr=subprocess.PIPE)
-
-
-def wait_for_shards(process, path, count):
-    while len(shard_files(path)) < count:
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.005)
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_killed_and_resumed(tmp_path, monkeypatch):
-    (tmp_path / "sweep.toml").write_text(LONG)
-    path = tmp_path / "out.h5"
-    with child(tmp_path) as process:
-        parts_folder(path).mkdir()
-        wait_for_shards(process, path, 3)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    assert not path.exists()
-    sweep = cf.Sweep.from_toml(tmp_path / "sweep.toml")
-    assert 30 <= int(np.sum(cf.open_results(parts_folder(path)).status > 0)) < sweep.n_members
-    seen = count_members(monkeypatch)
-    run(sweep, path)
-    assert 0 < len(members_of(seen)) <= sweep.n_members - 30
-    run(sweep, tmp_path / "whole.h5")
-    assert contents(path) == contents(tmp_path / "whole.h5")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.h5", "sweep.toml", "whole.h5"]
 
 
 # --- save and named axes -----------------------------------------------------------------------

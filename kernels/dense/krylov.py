@@ -205,16 +205,8 @@ def ritz_vector(r, size, m, out, at):
 
 
 @inner
-def _count_above(r, size, x):
-    """How many eigenvalues of T lie above x: the negative pivots of ``x - T``."""
-    count, pivot = 0, 1.0
-    for i in range(size):
-        rolled()
-        b = number(load(r.beta, i - 1)) if i > 0 else 0.0
-        pivot = x - number(load(r.alpha, i)) - b * b / pivot
-        count += pivot < 0.0
-        pivot = pivot if pivot != 0.0 else 1e-300
-    return count
+def _not_below(r, size, x):
+    return tridiagonal.not_below(r.alpha, r.beta, size, fill(load(r.alpha, 0), x))
 
 
 @inner
@@ -224,7 +216,7 @@ def likely_error(r, size, value, norm, residual):
     Never more than the residual, the bound that needs no distance.
     """
     distance = 0.3 * norm
-    while distance > residual and _count_above(r, size, value - distance) > 1:
+    while distance > residual and number(_not_below(r, size, value - distance)) > 1.0:
         rolled()
         distance *= 0.5
     return residual * min(1.0, 4.0 * residual / distance)
@@ -259,26 +251,14 @@ def _unseen(r, size, frobenius, n):
 
 
 @inner
-def _bordered(r, size, mu, x):
-    """Whether T bordered by mu has no eigenvalue at x or above: all pivots are positive."""
-    pivot = x - number(load(r.alpha, 0))
-    for i in range(1, size + 1):
-        rolled()
-        if not pivot > 0.0:
-            return False
-        b = number(load(r.beta, i - 1))
-        pivot = x - (mu if i == size else number(load(r.alpha, i))) - b * b / pivot
-    return pivot > 0.0
-
-
-@inner
 def _try(r, size, unseen, value, estimate, frobenius):
     """A point a little above the top of T bordered by ``unseen^(1/2)``, if its pivots prove it, or infinity."""
     mu = unseen**0.5
     if not mu < value:
         return np.inf
     x = value + 2.0 * estimate * estimate / (value - mu) + (size + 16.0) * 4.0 * UNIT * frobenius
-    return x if _bordered(r, size, mu, x) else np.inf
+    store(r.alpha, size, fill(load(r.alpha, 0), mu))
+    return x if number(_not_below(r, size + 1, x)) == 0.0 else np.inf
 
 
 @inner

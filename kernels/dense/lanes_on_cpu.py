@@ -259,7 +259,7 @@ def _propose(w, n, at, certify, frobenius, a, ahead):
     top = tridiagonal.largest(alpha, beta, n, above + 4.0 * UNIT * widest, pivots, weights)
     upper = top + 64.0 * UNIT * widest
     if certify:
-        proven = tridiagonal.below(alpha, beta, n, upper)
+        proven = tridiagonal.not_below(alpha, beta, n, upper) == 0.0
         error = reduction_error(n, frobenius) + 8.0 * UNIT * (magnitude(top) + widest)
         upper = select(proven, upper + error, np.inf)
     tridiagonal.eigenvector(alpha, beta, n, top, pivots, update, product, weights)
