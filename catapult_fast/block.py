@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from catapult_fast.kernels.outcome import CONVERGED, DONE, NO_RATE
 from catapult_fast.layout import member_variables, recorded
 from catapult_fast.phases import classify
-from catapult_fast.planning import ranges, steps_of_window
+from catapult_fast.planning import check_memory, ranges, steps_of_window
 from catapult_fast.sweep import Sweep
 
 __all__ = ["Block", "Cancelled", "compute_shard"]
@@ -47,6 +47,7 @@ def compute_shard(
     while waiting:
         first, last = waiting.pop()
         try:
+            check_memory(sweep, engine, last - first)
             block = Block(sweep, engine, first, last, cancel).run()
         except MemoryError:
             if last - first <= step:

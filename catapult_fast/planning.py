@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
+from catapult_fast.errors import ConfigError
 from catapult_fast.layout import member_variables
+from catapult_fast.memory import free_memory
 from catapult_fast.sweep import Sweep
 
-__all__ = ["file_bytes", "part_range", "plan", "ranges", "shard_size", "steps_of_window"]
+__all__ = [
+    "affordable_workers",
+    "check_memory",
+    "check_results_memory",
+    "file_bytes",
+    "part_range",
+    "plan",
+    "ranges",
+    "shard_size",
+    "steps_of_window",
+]
 
 # Multiply-adds a second of one core, measured on a 2-core machine with AVX-512 (bench/results);
 # they set window lengths and predictions, never results.
@@ -17,6 +29,8 @@ WINDOW_SECONDS = 0.5
 _SHARD_SECONDS = 2.0
 _SHARD_BYTES = 32 << 20
 _FILE_OVERHEAD = 40_000  # headers, indices, attributes
+# Compiling the kernels, measured: 150 MB in use, 300 MB of address space.
+_COMPILER_BYTES = 300 << 20
 
 
 def plan(sweep: Sweep, engine: ModuleType, workers: int = 1) -> dict[str, float]:
@@ -24,11 +38,58 @@ def plan(sweep: Sweep, engine: ModuleType, workers: int = 1) -> dict[str, float]
     members = sweep.n_members
     records = len(sweep.record_steps) if sweep.record.every else 2
     work = members * (sweep.steps * engine.work_per_step(sweep) + records * _record_work(sweep, engine))
-    row = _bytes_of_results(sweep)
+    memory = _COMPILER_BYTES + workers * _bytes_of_worker(sweep, engine, workers)
+    return {"members": members, "bytes": file_bytes(sweep), "memory": memory, "seconds": work / (RATE * workers)}
+
+
+def _bytes_of_worker(sweep: Sweep, engine: ModuleType, workers: int) -> int:
+    """Bytes of the block that a worker trains, and of its shard: put together, filtered, written."""
+    members = sweep.n_members
     block = min(engine.block_members(sweep)[0], members)
     shard = min(shard_size(sweep, engine, members, workers), members)
-    memory = workers * (block * engine.bytes_per_member(sweep) + 3 * shard * row)
-    return {"members": members, "bytes": file_bytes(sweep), "memory": memory, "seconds": work / (RATE * workers)}
+    return int(block * engine.bytes_per_member(sweep) + 3 * shard * _bytes_of_results(sweep))
+
+
+def affordable_workers(sweep: Sweep, engine: ModuleType, workers: int) -> int:
+    """As many of the workers as memory allows.
+
+    Raises
+    ------
+    ConfigError
+        If it is too small for the fewest members that train together.
+    """
+    free = free_memory()
+    if free is None:
+        return workers
+    step = min(engine.block_members(sweep)[1], sweep.n_members)
+    least = _COMPILER_BYTES + _bytes_of_block(sweep, engine, step)
+    if free < least:
+        raise ConfigError(
+            f"the sweep needs about {least:,} bytes of memory to train {step} members at once, but {free:,} are free; "
+            "make room, or record less often"
+        )
+    return max(1, min(workers, (free - _COMPILER_BYTES) // _bytes_of_worker(sweep, engine, workers)))
+
+
+def check_memory(sweep: Sweep, engine: ModuleType, members: int) -> None:
+    """Raise MemoryError if so many members cannot train together by what is free now."""
+    needed, free = _bytes_of_block(sweep, engine, members), free_memory()
+    if free is not None and free < needed:
+        raise MemoryError(f"{members} members at once need about {needed:,} bytes, but {free:,} are free")
+
+
+def _bytes_of_block(sweep: Sweep, engine: ModuleType, members: int) -> int:
+    return int(members * (engine.bytes_per_member(sweep) + 3 * _bytes_of_results(sweep)))
+
+
+def check_results_memory(sweep: Sweep) -> None:
+    """Raise ConfigError if the results of a sweep cannot be kept in memory."""
+    needed, free = file_bytes(sweep), free_memory()
+    if free is not None and free < needed:
+        raise ConfigError(
+            f"path = None keeps the results in memory, about {needed:,} bytes, but {free:,} are free; "
+            "give the path of a file"
+        )
 
 
 def _record_work(sweep: Sweep, engine: ModuleType) -> float:
@@ -50,9 +111,15 @@ def _bytes_of_results(sweep: Sweep) -> int:
 def shard_size(sweep: Sweep, engine: ModuleType, members: int, workers: int) -> int:
     """Members of a shard: seconds of work, bounded memory, several shards a worker."""
     work = max(1.0, sweep.steps * engine.work_per_step(sweep) * 1.5)
-    limits = (_SHARD_SECONDS * RATE / work, _SHARD_BYTES / _bytes_of_results(sweep), members / (4 * workers))
+    limits = (_SHARD_SECONDS * RATE / work, _shard_bytes(workers) / _bytes_of_results(sweep), members / (4 * workers))
     step = engine.block_members(sweep)[1]
     return int(max(step, -(-int(min(limits)) // step) * step))
+
+
+def _shard_bytes(workers: int) -> float:
+    """Results in a shard; a worker holds them three times, and should leave half of the memory."""
+    free = free_memory()
+    return _SHARD_BYTES if free is None else min(_SHARD_BYTES, free / (6 * workers))
 
 
 def part_range(sweep: Sweep, engine: ModuleType, part: tuple[int, int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from catapult_fast.block import Arrays, compute_shard
 from catapult_fast.errors import ConfigError
 from catapult_fast.executors import Executor, Threads, work_through
 from catapult_fast.machine import available_cores, one_blas_thread, provenance
-from catapult_fast.planning import ranges, shard_size
+from catapult_fast.planning import affordable_workers, check_results_memory, ranges, shard_size
 from catapult_fast.results import Results
 from catapult_fast.sweep import Sweep
 from catapult_fast.validate import true_or_false, whole
@@ -31,6 +32,7 @@ __all__ = ["Job", "job_of", "run", "worker_count"]
 Shard = tuple[int, int]
 Keep = Callable[[int, int, Arrays], None]
 GiveUp = Callable[[int, int, str], None]
+_log = logging.getLogger(__name__)
 
 
 def run(
@@ -73,7 +75,7 @@ def run(
     Raises
     ------
     ConfigError
-        If both ``workers`` and ``executor`` are given, or the client is closed.
+        If both ``workers`` and ``executor`` are given, the client is closed, or memory is too small.
     BackendUnavailable
         If the back end asked for cannot run here, or the cluster's workers have other versions.
     DeviceError
@@ -114,11 +116,20 @@ def job_of(
     size = None if shard_members is None else whole("shard_members", shard_members, low=1)
     with one_blas_thread():
         used, engine = engines.select(sweep, backend)
+        if executor is None:  # each worker of a cluster looks for itself
+            workers = _affordable(sweep, engine, workers)
         job = Job(sweep, engine, used, executor, workers, size, progress)
         try:
             yield job
         finally:
             job.cancel.set()
+
+
+def _affordable(sweep: Sweep, engine: ModuleType, workers: int) -> int:
+    fewer = affordable_workers(sweep, engine, workers)
+    if fewer < workers:
+        _log.info("memory for %d of %d workers", fewer, workers)
+    return fewer
 
 
 def worker_count(executor: Any, workers: int | None) -> int:
@@ -210,6 +221,7 @@ def _run_in_memory(job: Job) -> Results:
     from catapult_fast.layout import failed_arrays
     from catapult_fast.shards import form_of, missing_arrays, put_members
 
+    check_results_memory(job.sweep)
     arrays = missing_arrays(job.sweep)
     form = form_of(job.sweep, len(job.sweep.record_steps))
 

@@ -55,16 +55,18 @@ def _duration(seconds: float) -> str:
 def forecast(sweep: Sweep, backend: str, executor: Any, workers: int | None, as_json: bool) -> Answer:
     """Foretell a run."""
     from catapult_fast import engines
+    from catapult_fast.memory import free_memory
     from catapult_fast.planning import plan
     from catapult_fast.run import worker_count
 
     used, engine = engines.select(sweep, backend)
     threads = worker_count(executor, workers)
-    foretold = plan(sweep, engine, threads)
-    values: dict[str, Any] = {**foretold, "backend": used, "workers": threads}
+    foretold, free = plan(sweep, engine, threads), free_memory()
+    values: dict[str, Any] = {**foretold, "free_memory": free, "backend": used, "workers": threads}
+    left = "" if free is None or executor is not None else f" ({_size(free)} free)"
     text = (
         f"{sweep.n_members} members ({' x '.join(f'{n} {d}' for n, d in zip(sweep.shape, sweep.dims, strict=True))}), "
-        f"{sweep.steps} steps; file about {_size(foretold['bytes'])}, memory about {_size(foretold['memory'])}, "
+        f"{sweep.steps} steps; file about {_size(foretold['bytes'])}, memory about {_size(foretold['memory'])}{left}, "
         f"time about {_duration(foretold['seconds'])} on {threads} threads ({used}) after compilation"
     )
     return values, as_json, text
