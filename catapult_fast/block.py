@@ -75,7 +75,8 @@ class Block:
             v.name: np.full(self._shape(v.kind), v.missing, v.dtype) for v in member_variables(sweep)
         }
         self.last_finite = {name: np.full(self.size, np.nan) for name in self.names}
-        self.state = engine.start(sweep, np.arange(low, high, dtype=np.int64))
+        with np.errstate(over="ignore", invalid="ignore"):  # weights whose squares overflow get their status
+            self.state = engine.start(sweep, np.arange(low, high, dtype=np.int64))
 
     def _shape(self, kind: str) -> tuple[int, ...]:
         return (self.size, len(self.sweep.record_steps)) if kind == "trajectory" else (self.size,)

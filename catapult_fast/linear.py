@@ -205,11 +205,11 @@ def _fill_sharpness(block: LinearState, first: Sharp, here: NDArray[np.intp]) ->
 
 
 def rates_of(sweep: Sweep, i_rate: NDArray[np.intp], curvature: Array) -> Array:
-    """Learning rates of members, in units of 1/curvature unless they are given as such; NaN where it is 0."""
+    """Learning rates of members, in units of 1/curvature unless given as such; NaN where it is 0 or overflows."""
     rates = sweep.rates[i_rate]
     if sweep.axis == "eta":
         return rates
-    return np.divide(rates, curvature, out=np.full_like(rates, np.nan), where=curvature > 0)
+    return np.divide(rates, curvature, out=np.full_like(rates, np.nan), where=(curvature > 0) & (curvature < np.inf))
 
 
 def advance(block: LinearState, t0: int, t1: int) -> bool:

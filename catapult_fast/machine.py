@@ -43,4 +43,5 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "blas": blas,
+        "flushes_subnormal": bool(np.float64(2.0**-1022) * np.float64(0.5) == 0.0),
     }

@@ -1,4 +1,4 @@
-"""Memory that is too small: planned before anything is computed, looked for before each block, and no number changes."""
+"""Memory that is too small: planned before the start, looked for before each block, and no number changes."""
 
 import sys
 from collections import Counter
@@ -39,7 +39,11 @@ GROUPS = {
     "no limit": ("0::/a/b\n", {"a/b/memory.max": "max", "a/b/memory.current": "5"}, 3000 * 1024),
     "a limit": (
         "0::/a/b\n",
-        {"a/b/memory.max": "2000000", "a/b/memory.current": "700000", "a/b/memory.stat": "anon 1\ninactive_file 200000"},
+        {
+            "a/b/memory.max": "2000000",
+            "a/b/memory.current": "700000",
+            "a/b/memory.stat": "anon 1\ninactive_file 200000",
+        },
         1_500_000,
     ),
     "a limit further up": (
