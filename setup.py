@@ -11,12 +11,39 @@ EXTRAS = {
     "xarray": ["xarray>=2024.1", "h5netcdf>=1.3"],
     "dask": ["dask>=2025.1", "distributed>=2025.1"],
     "bench": ["jax>=0.4.30", "torch>=2.4"],
+    # numba-cuda cannot compile beside NumPy 2.5. Every driver of CUDA 13 reads what the toolkit of 13.0 makes.
+    "cuda12": ["numba-cuda[cu12]>=0.30,<0.31", "cupy-cuda12x[ctk]>=14,<15", "numpy<2.5"],
+    "cuda13": [
+        "numba-cuda[cu13]>=0.30,<0.31",
+        "cupy-cuda13x[ctk]>=14,<15",
+        "cuda-toolkit==13.0.*",
+        "cuda-bindings==13.0.*",
+        "numpy<2.5",
+    ],
 }
+
+# Simulates and compiles kernels for devices that are not there. The CUDA libraries exist for these machines only.
+DEVICE_TESTS = [
+    f"{name}; sys_platform == 'linux'"
+    for name in (
+        "numba-cuda>=0.30,<0.31",
+        "cuda-bindings==13.0.*",
+        "nvidia-cuda-nvrtc==13.0.*",
+        "nvidia-nvjitlink==13.0.*",
+        "nvidia-nvvm==13.0.*",
+        "nvidia-cuda-nvcc==13.0.*",
+        "nvidia-cuda-cuobjdump>=13.2,<14",
+        "nvidia-cuda-nvdisasm>=13.2,<14",
+        "numpy<2.5",
+    )
+]
 EXTRAS["test"] = [
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "mpmath>=1.3",
+    "coverage>=7.6",
+    *DEVICE_TESTS,
     *EXTRAS["plot"],
     *EXTRAS["xarray"],
     *EXTRAS["dask"],

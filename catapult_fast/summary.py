@@ -59,8 +59,8 @@ def forecast(sweep: Sweep, backend: str, executor: Any, workers: int | None, as_
     from catapult_fast.planning import plan
     from catapult_fast.run import worker_count
 
-    used, engine = engines.select(sweep, backend)
-    threads = worker_count(executor, workers)
+    used, engine = engines.select(sweep, backend, here=executor is None)
+    threads = worker_count(executor, workers, backend)
     foretold, free = plan(sweep, engine, threads), free_memory()
     values: dict[str, Any] = {**foretold, "free_memory": free, "backend": used, "workers": threads}
     left = "" if free is None or executor is not None else f" ({_size(free)} free)"

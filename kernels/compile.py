@@ -56,16 +56,25 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def wrap(function: Callable[..., Any]) -> Any:
         dispatcher = njit(**options)(function)
-        try:
-            dispatcher.enable_caching()
-            file = dispatcher._cache._cache_file
-            file._source_stamp = (*file._source_stamp, _SOURCES)
-            _forgive(dispatcher._cache, function.__name__)
-        except RuntimeError:  # no writable place
-            _log.info("no writable cache folder: %s is compiled in every process", function.__name__)
+        careful_cache(dispatcher, function.__name__)
         return dispatcher
 
     return wrap
+
+
+def careful_cache(dispatcher: Any, name: str, key: tuple[Any, ...] = ()) -> None:
+    """Keep what a dispatcher compiles on disk: under the digest of all sources, and under ``key`` beside its types."""
+    try:
+        dispatcher.enable_caching()
+    except RuntimeError:  # no writable place
+        _log.info("no writable cache folder: %s is compiled in every process", name)
+        return
+    cache = dispatcher._cache
+    cache._cache_file._source_stamp = (*cache._cache_file._source_stamp, _SOURCES)
+    if key:
+        index_key = cache._index_key
+        cache._index_key = lambda *given: (*index_key(*given), key)
+    _forgive(cache, name)
 
 
 def _forgive(cache: Any, name: str) -> None:

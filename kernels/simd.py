@@ -238,11 +238,7 @@ magnitude = _unary("fabs")
 
 
 @intrinsic
-def fma(typingctx, a, b, c):
-    """``a*b + c`` rounded once in each lane; scalars are cast to the vectors' precision.
-
-    Three scalars of one precision are a lane by themselves.
-    """
+def _fma(typingctx, a, b, c):
     vector = next((t for t in (a, b, c) if isinstance(t, Vector)), None)
     if vector is None:
         return _scalar_fma(a) if a == b == c and a in _IR_FLOAT else None
@@ -259,6 +255,20 @@ def _scalar_fma(kind):
         return builder.fma(*values)
 
     return kind(kind, kind, kind), codegen
+
+
+def fma(a, b, c):
+    """``a*b + c`` rounded once in each lane; scalars are cast to the vectors' precision.
+
+    Three scalars of one precision are a lane by themselves. As plain Python, and so in Numba's simulator of
+    a device, it rounds twice.
+    """
+    return a * b + c
+
+
+@overload(fma, jit_options={"forceinline": True})
+def _compiled_fma(a, b, c):
+    return lambda a, b, c: _fma(a, b, c)
 
 
 def _vector_pointer(context, builder, array_type, array, number):

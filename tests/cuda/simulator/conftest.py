@@ -1,0 +1,28 @@
+"""Kernels as plain Python, under Numba's simulator: only in a process that began with NUMBA_ENABLE_CUDASIM=1.
+
+``tests/test_cuda.py`` starts such a process; in any other one nothing here is collected. By hand:
+``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/cuda/simulator``.
+"""
+
+import os
+import sys
+
+import pytest
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+
+collect_ignore_glob = [] if SIMULATED else ["test_*.py"]
+
+
+def pytest_configure(config):
+    # Overflow is a result on a device, which does not warn; NumPy's scalars in the simulator's threads do.
+    config.addinivalue_line("filterwarnings", "ignore:.* encountered in:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_turns():
+    """The simulator's threads wait for each other while they hold the interpreter: let them give way often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
