@@ -12,6 +12,7 @@ def put_numpy_in_place(monkeypatch):
     """Let ``backend="cupy"`` compute on NumPy."""
     monkeypatch.setattr(forms_on_cupy, "module", lambda: np)
     monkeypatch.setattr(devices, "reason", lambda backend: None)
+    monkeypatch.setattr(forms_on_cupy, "goes_once", lambda r: False)
     monkeypatch.setattr(devices, "use", lambda backend: None)
 
 
