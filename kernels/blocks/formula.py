@@ -26,3 +26,14 @@ def coefficients(a_block, along, curved, eta, root_n):
     drift = (a * a) * along - eta * a_block
     after = a_block + ((a * a) * curved - 2.0 * lean * along)
     return half, -lean, drift, -eta, after
+
+
+@body
+def pair_weights(half, lean, along_g, along_rho, along_target):
+    """Weights of ``s * rho`` and of rho + T in the pair's product with x, ``p (g, x) + g (p, x)``.
+
+    With ``g = s * rho`` and ``p = half g + lean (rho + T)``, for F = rho + T, a pair is its rho and two numbers:
+    ``along_g = <s * rho, x>``, ``along_rho = <rho, x>``, ``along_target = <T, x>`` give ``(p, x)``.
+    """
+    pull = half * along_g
+    return (pull + pull) + lean * (along_rho + along_target), lean * along_g
