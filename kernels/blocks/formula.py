@@ -55,3 +55,13 @@ def coefficients(a_block, along, curved, eta, root_n):
 def is_calm(squares, norm, near, gradient, small):
     """Whether a step needs no closer look, from ``|rho|^2``, the weights' norm and ``|dL/dW|^2``; false for NaN."""
     return (squares < HUGE) & (norm <= near) & (gradient > small)
+
+
+@body
+def pair_weights(half, lean, along_g, along_rho, along_target):
+    """Weights of ``s * rho`` and of rho + T in the pair's product with x, ``p (g, x) + g (p, x)``.
+
+    With ``g = s * rho`` and ``p = half g + lean (rho + T)``, for F = rho + T, a pair is its rho and two numbers:
+    ``along_g = <s * rho, x>``, ``along_rho = <rho, x>``, ``along_target = <T, x>`` give ``(p, x)``.
+    """
+    return 2.0 * half * along_g + lean * (along_rho + along_target), lean * along_g
