@@ -26,6 +26,18 @@ def quotient_error(height, frobenius, theta_size):
 
 
 @body
+def inner_bound(value, size, height, frobenius, skew):
+    """The Rayleigh quotient, of magnitude ``size``, lowered by its rounding and by that of the symmetric part."""
+    return value - quotient_error(height, frobenius, size) - (0.5 * skew + 4.0 * UNIT * frobenius)
+
+
+@body
+def outer_bound(upper, taken, frobenius, skew):
+    """An upper bound, raised by the rounding of taking pairs away and of the symmetric part."""
+    return upper + taken + (0.5 * skew + 4.0 * UNIT * frobenius)
+
+
+@body
 def reduction_error(n, frobenius):
     """Bound of ``|Q T Q^T - A|_2`` after the Householder reduction of `reduce`, Q being exactly orthogonal.
 
@@ -33,6 +45,16 @@ def reduction_error(n, frobenius):
     become zeros count: at most ``(20 k + 315) u |A|_F``, step by step in docs/top_eig.md.
     """
     return _SLACK * UNIT * (10.0 * n * n + 315.0 * n) * frobenius + TINY
+
+
+@body
+def team_reduction_error(n, slabs, frobenius):
+    """The same after the reduction by a team of threads, ``slabs`` of them to a column (`teams_on_cuda`).
+
+    Sums have other orders there: sixteen partial ones in a length or scalar product, ``slabs`` in a product
+    with the matrix. Step k costs at most ``((1.62 + 8/slabs) k + 675 + 8 slabs) u |A|_F``.
+    """
+    return _SLACK * UNIT * ((0.81 + 4.0 / slabs) * n * n + (675.0 + 8.0 * slabs) * n) * frobenius + TINY
 
 
 @body
