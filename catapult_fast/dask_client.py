@@ -71,7 +71,7 @@ def connect(address: str) -> Iterator[Client]:
         yield client
 
 
-def check_client(executor: Any) -> None:
+def check_client(executor: Any, backend: str = "auto") -> None:
     """Raise unless ``executor`` is a client of a Dask cluster whose workers compute the same bits as this process.
 
     Raises
@@ -81,7 +81,7 @@ def check_client(executor: Any) -> None:
     ConfigError
         If it is closed, or asynchronous.
     BackendUnavailable
-        If a worker cannot import the package, or has other versions.
+        If a worker cannot import the package, has other versions, or cannot use the back end asked for.
     """
     import sys
 
@@ -93,6 +93,8 @@ def check_client(executor: Any) -> None:
     if executor.status != "running":
         raise ConfigError(f"executor is a client without a scheduler (status {executor.status!r}); make a new one")
     _check_versions(executor)
+    if backend in ("cuda", "cupy"):
+        _check_devices(executor, backend)
 
 
 def thread_count(client: Client) -> int:
@@ -124,6 +126,14 @@ def _check_versions(client: Client) -> None:
             raise BackendUnavailable(
                 f"worker {address} would compute other bits ({'; '.join(found)}); give all the same versions"
             )
+
+
+def _check_devices(client: Client, backend: str) -> None:
+    from catapult_fast.dask_worker import why_not
+
+    for address, why in _ask(client.run, why_not, backend).items():
+        if why is not None:
+            raise BackendUnavailable(f'backend = "{backend}" cannot run on worker {address}: {why}')
 
 
 # --- the executor ----------------------------------------------------------------------------

@@ -10,21 +10,28 @@ from typing import Any
 
 from distributed import WorkerPlugin, get_worker
 
-from catapult_fast import engines
+from catapult_fast import devices, engines
 from catapult_fast.block import Arrays, Cancelled, compute_shard
 from catapult_fast.data import Dataset
+from catapult_fast.device_errors import DeadDevice
 from catapult_fast.errors import BackendUnavailable, SweepMismatch
 from catapult_fast.locks import Owner, held_by
 from catapult_fast.machine import one_blas_thread, provenance
 from catapult_fast.sweep import Sweep
 
-__all__ = ["Run", "versions", "work"]
+__all__ = ["Run", "versions", "why_not", "work"]
 
 
 def versions() -> dict[str, str]:
     """Versions that bits depend on, in this process."""
     found = provenance()["versions"]
     return {name: found[name] for name in ("catapult_fast", "numpy", "numba")}
+
+
+def why_not(backend: str, dask_worker: Any = None) -> str | None:
+    """Why a back end cannot run in this worker, which Dask hands in by that name; None if it can."""
+    devices.set_rank(dask_worker.name)
+    return devices.reason(backend)
 
 
 class Run(WorkerPlugin):  # type: ignore[misc]
@@ -44,6 +51,7 @@ class Run(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Any) -> None:
         """Begin, in a worker; what takes long waits for the first shard."""
+        devices.set_rank(getattr(worker, "name", None))
         self._cancel, self._lock = threading.Event(), threading.Lock()
         self._prepared: tuple[Sweep, ModuleType] | None = None
         self._limits: Any = None
@@ -93,5 +101,20 @@ def work(name: str, low: int, high: int) -> Arrays | None:
     run = get_worker().plugins.get(name)
     if run is None:
         raise Cancelled  # the run has ended
-    arrays: Arrays | None = run.work(low, high)
+    try:
+        arrays: Arrays | None = run.work(low, high)
+    except DeadDevice as error:
+        raise _leave(error) from None
     return arrays
+
+
+def _leave(error: DeadDevice) -> Exception:
+    """Have this worker go, since no shard can be computed in its process any more; its nanny starts another.
+
+    The error that the client gets is that of a lost worker: an attempt of the shard, and the run goes on.
+    """
+    from catapult_fast.dask_client import WorkerLost
+
+    worker = get_worker()
+    worker.loop.add_callback(worker.close_gracefully, restart=True)
+    return WorkerLost(f"worker {worker.address} leaves: {error}")

@@ -1,4 +1,4 @@
-"""The forms of a linear network's state, and which one a sweep takes.
+"""The forms of a linear network's state on a CPU, and which one a sweep takes.
 
 The triangular root is right at every width and serves every variant. The scaled blocks (A, F, C) are as
 accurate for widths of at least k + r and cheaper, because C is symmetric and is touched once a step; they
@@ -22,8 +22,8 @@ from catapult_fast.kernels.blocks import shared_on_cpu as shared
 from catapult_fast.kernels.blocks import state as blocks
 from catapult_fast.kernels.lanczos.on_cpu import start_vector
 from catapult_fast.kernels.linear import hessian_on_cpu as hessian
+from catapult_fast.kernels.linear import observe_on_cpu, record_on_cpu
 from catapult_fast.kernels.linear import on_cpu as root_kernel
-from catapult_fast.kernels.linear import record_on_cpu
 from catapult_fast.kernels.linear import state as root
 from catapult_fast.kernels.linear.ending_on_cpu import Trace
 from catapult_fast.kernels.outcome import CONVERGED
@@ -116,7 +116,12 @@ def _schedule(sweep: Sweep) -> Array:
 
 
 class Form:
-    """State of the members of one block, tile by tile, and the kernels that act on it."""
+    """State of the members of one block, tile by tile, and the kernels that act on it.
+
+    `catapult_fast.linear` asks for no more than this, so a form may keep its large arrays anywhere. On the host it
+    has, by tile and lane, ``value`` and ``residual`` and these of ``state``: ``loss``, ``running``, ``status``,
+    ``n_steps``, ``last_loss``, ``peak``, ``peak_step``, ``late_peak``.
+    """
 
     per_tile = LANES  # members of a tile
     step = LANES  # members that a block should be a multiple of
@@ -131,7 +136,7 @@ class Form:
         for name, value in {"root_n": 1.0, "shrink": 1.0, "norm_bound": np.inf, "last_loss": np.nan}.items():
             getattr(self.state, name)[...] = value
         self.state.peak[...] = self.state.late_peak[...] = -np.inf
-        self.value, self.residual = (simd.zeros((len(self.state.loss),), np.float64) for _ in range(2))
+        self.value, self.residual = self._lanes(), self._lanes()
 
     def _build(self, dtype: np.dtype[Any], tiles: int) -> None:
         raise NotImplementedError
@@ -188,9 +193,45 @@ class Form:
             self.state.asked[wanted > 0.0] = 0.0
         record_on_cpu.ntk(self.problem, self.state, wanted, self.value, self.residual, self.scratch)
 
-    def weight_norm(self, out: Array) -> None:
+    def sharpness(self, wanted: Array) -> None:
+        """Put the loss Hessian's top eigenvalue and residual into ``value`` and ``residual`` in the wanted lanes."""
+        raise NotImplementedError
+
+    def place_sharp(self, vector: Array, tile: Places, lane: Places) -> None:
+        """Give the members a first guess of the loss Hessian's top eigenvector."""
+        raise NotImplementedError
+
+    def set_batches(self, seeds: NDArray[np.int64], tile: Places) -> None:
+        """Give every tile the minibatches of its members' seed (seed 0's for given weights)."""
+        raise NotImplementedError
+
+    def rest(self, directions: int) -> Array:
+        """Weights on so many test directions outside the span, all 0: (tiles, rows, directions, lanes)."""
+        weights: Array = simd.zeros((*self.state.v.shape[:2], directions), np.float64)
+        return weights
+
+    def weight_norm(self) -> Array:
         """Squared norm of all weights in every lane."""
+        out = self._lanes()
         record_on_cpu.weight_norm(self.problem, self.state, out)
+        return out
+
+    def test_loss(self, test: observe_on_cpu.HeldOutData) -> Array:
+        """Squared error on test data in every lane."""
+        out, weights = self._lanes(), simd.zeros((self.sweep.data.k, test.features.shape[1]), np.float64)
+        observe_on_cpu.squared_test_loss(self.state, test, out, weights)
+        return out
+
+    def scores(self, test: observe_on_cpu.HeldOutData) -> tuple[Array, Array]:
+        """Loss and accuracy on data in every lane, from the outputs."""
+        k = self.sweep.data.k
+        loss, accuracy, weights = self._lanes(), self._lanes(), simd.zeros((k, test.features.shape[1]), np.float64)
+        observe_on_cpu.score(self.state, test, loss, accuracy, weights, simd.zeros((k,), np.float64))
+        return loss, accuracy
+
+    def _lanes(self) -> Array:
+        values: Array = simd.zeros((len(self.state.loss),), np.float64)
+        return values
 
     @classmethod
     def block_members(cls, sweep: Sweep, span: Span, rest: int) -> int:
@@ -228,6 +269,11 @@ class Root(Form):
         tools = self.curvature
         assert tools is not None
         hessian.sharpness(self.problem, self.state, tools, wanted, self.value, self.residual, self.scratch)
+
+    def place_sharp(self, vector: Array, tile: Places, lane: Places) -> None:
+        """Give the members a first guess of the loss Hessian's top eigenvector."""
+        assert self.curvature is not None
+        self.curvature.ritz[tile, :, lane] = vector
 
     def _problem(self) -> root.Problem:
         sweep, span, data, training = self.sweep, self.span, self.sweep.data, self.sweep.training

@@ -1,9 +1,14 @@
-"""Engine of the two-layer linear network on a CPU: members to tiles and back."""
+"""Engine of the two-layer linear network: members to tiles and back.
+
+As it stands it is the CPU's. What a back end adds is the forms that hold its members: ``choose`` picks one, and
+a module such as `catapult_fast.linear_on_cuda` binds it. Starts are drawn, and their curvature is found, on the
+CPU for every back end: the same member starts alike, at the same rate.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catapult_fast.compress import HeldOut, Span, compress, compress_test
-from catapult_fast.forms import LANES, NO_TRACE, Form, Root, form_of, wants_sharpness
-from catapult_fast.kernels import simd
+from catapult_fast.forms import NO_TRACE, Form, Root, form_of, wants_sharpness
 from catapult_fast.kernels.linear import observe_on_cpu
 from catapult_fast.kernels.linear.ending_on_cpu import Trace
 from catapult_fast.kernels.outcome import NO_RATE
@@ -38,6 +42,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Present = NDArray[np.bool_]
+Choice = Callable[[Sweep, Span], type[Form]]
 
 
 class Initial(NamedTuple):
@@ -138,7 +143,7 @@ def sharpness_of(sweep: Sweep, width: int, seed: int) -> Sharp:
     return Sharp(float(form.value[0, 0]), float(form.residual[0, 0]), np.array(form.curvature.ritz[0, :, 0]))
 
 
-def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
+def start(sweep: Sweep, members: NDArray[np.int64], choose: Choice | None = None) -> LinearState:
     """Return the members' state at step 0, judged.
 
     Parameters
@@ -146,14 +151,15 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
     sweep : Sweep
     members : (B,) int64
         Member numbers in ascending order.
+    choose : callable, optional
+        Picks the form of a sweep's state; None takes the CPU's.
     """
     i_width, i_seed, i_rate = sweep.coordinates(members)
-    seeds, batch = sweep.seeds[i_seed], sweep.training.batch_size
-    kind = form_of(sweep, span_of(sweep))
+    kind = (choose or form_of)(sweep, span_of(sweep))
     tile, lane = np.divmod(kind.arrange(sweep, members), kind.per_tile)
     form = kind(sweep, span_of(sweep), int(tile.max()) + 1)
-    if isinstance(form, Root) and batch:
-        form.set_batches(seeds, tile)
+    if sweep.training.batch_size is not None:
+        form.set_batches(sweep.seeds[i_seed], tile)
     block = LinearState(
         sweep, tile, lane, form, _rest_of(sweep, form), *(np.full(len(members), np.nan) for _ in range(6))
     )  # fmt: skip
@@ -175,10 +181,7 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> LinearState:
 
 def _rest_of(sweep: Sweep, form: Form) -> Array:
     held_out = _held_out_of(sweep)
-    tiles, rows = form.state.v.shape[:2]
-    directions = 0 if held_out is None else held_out.directions.shape[1]
-    rest: Array = simd.zeros((tiles, rows, directions), np.float64)
-    return rest
+    return np.empty((0, 0, 0)) if held_out is None else form.rest(held_out.directions.shape[1])
 
 
 def _fill(block: LinearState, first: Initial, here: NDArray[np.intp]) -> None:
@@ -199,9 +202,7 @@ def _fill(block: LinearState, first: Initial, here: NDArray[np.intp]) -> None:
 def _fill_sharpness(block: LinearState, first: Sharp, here: NDArray[np.intp]) -> None:
     """Put the curvature of one start into the members ``here`` of the block."""
     block.initial_sharpness[here], block.initial_sharpness_residual[here] = first.value, first.residual
-    assert isinstance(block.form, Root)
-    assert block.form.curvature is not None
-    block.form.curvature.ritz[block.tile[here], :, block.lane[here]] = first.ritz
+    block.form.place_sharp(first.ritz, block.tile[here], block.lane[here])
 
 
 def rates_of(sweep: Sweep, i_rate: NDArray[np.intp], curvature: Array) -> Array:
@@ -220,8 +221,8 @@ def advance(block: LinearState, t0: int, t1: int) -> bool:
     if traces(block.sweep):
         every = block.sweep.record.every
         before = t0 // every
-        shape = (len(block.state.loss), t1 // every - before, LANES)
-        block.trace = Trace(np.full(shape, np.nan), every, before)
+        tiles, lanes = block.state.loss.shape
+        block.trace = Trace(np.full((tiles, t1 // every - before, lanes), np.nan), every, before)
     block.form.advance(t1, block.trace)
     return bool(block.state.running.any())
 
@@ -320,16 +321,13 @@ def _sharpness(block: LinearState, step: int | None, present: Present) -> dict[s
     if step == 0:
         return {"sharpness": block.initial_sharpness, "sharpness_residual": block.initial_sharpness_residual}
     form = block.form
-    assert isinstance(form, Root)
     form.sharpness(np.ascontiguousarray(present, np.float64))
     found = {"sharpness": form.value, "sharpness_residual": form.residual}
     return {name: _of_members(block, lanes, present) for name, lanes in found.items()}
 
 
 def _weight_norm(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
-    out = simd.zeros(block.state.loss.shape[:1], np.float64)
-    block.form.weight_norm(out)
-    return {"weight_norm": _of_members(block, out, present)}
+    return {"weight_norm": _of_members(block, block.form.weight_norm(), present)}
 
 
 def _test_data(block: LinearState) -> observe_on_cpu.HeldOutData:
@@ -344,16 +342,12 @@ def _training_data(block: LinearState) -> observe_on_cpu.HeldOutData:
     size = block.state.fitted.shape[2]  # padded in some forms
     features = np.zeros((sweep.data.m, size))
     features[:, : len(span.sigma)] = span.features
-    none = simd.zeros((*block.state.v.shape[:2], 0), np.float64)
-    labels = np.array(sweep.data.targets, order="C")
+    none, labels = block.form.rest(0), np.array(sweep.data.targets, order="C")
     return observe_on_cpu.HeldOutData(features, labels, np.empty((0, size)), np.empty((sweep.data.k, 0)), 0.0, none)
 
 
 def _scores(block: LinearState, test: observe_on_cpu.HeldOutData, present: Present) -> tuple[Array, Array]:
-    loss, accuracy = (simd.zeros(block.state.loss.shape[:1], np.float64) for _ in range(2))
-    k = block.sweep.data.k
-    weights = simd.zeros((k, test.features.shape[1]), np.float64)
-    observe_on_cpu.score(block.state, test, loss, accuracy, weights, simd.zeros((k,), np.float64))
+    loss, accuracy = block.form.scores(test)
     return _of_members(block, loss, present), _of_members(block, accuracy, present)
 
 
@@ -361,10 +355,7 @@ def _test_loss(block: LinearState, step: int | None, present: Present) -> dict[s
     test = _test_data(block)
     if block.sweep.loss == "cross_entropy":
         return {"test_loss": _scores(block, test, present)[0]}
-    out = simd.zeros(block.state.loss.shape[:1], np.float64)
-    weights = simd.zeros((block.sweep.data.k, test.features.shape[1]), np.float64)
-    observe_on_cpu.squared_test_loss(block.state, test, out, weights)
-    return {"test_loss": _of_members(block, out, present)}
+    return {"test_loss": _of_members(block, block.form.test_loss(test), present)}
 
 
 def _accuracy(block: LinearState, step: int | None, present: Present) -> dict[str, NDArray[Any]]:
@@ -388,22 +379,25 @@ _OBSERVERS: dict[tuple[str, ...], Any] = {
 }
 
 
-def bytes_per_member(sweep: Sweep) -> int:
+def bytes_per_member(sweep: Sweep, choose: Choice | None = None) -> int:
     """Bytes of a member's state while it trains."""
-    held_out, span = _held_out_of(sweep), span_of(sweep)
-    rest = 0 if held_out is None else held_out.directions.shape[1]
-    return form_of(sweep, span).bytes_per_member(sweep, span, rest)
+    span = span_of(sweep)
+    return (choose or form_of)(sweep, span).bytes_per_member(sweep, span, _rest_directions(sweep))
 
 
-def block_members(sweep: Sweep) -> tuple[int, int]:
+def block_members(sweep: Sweep, choose: Choice | None = None) -> tuple[int, int]:
     """Members to advance together, and the number that this should be a multiple of."""
-    held_out, span = _held_out_of(sweep), span_of(sweep)
-    rest = 0 if held_out is None else held_out.directions.shape[1]
-    kind = form_of(sweep, span)
-    return kind.block_members(sweep, span, rest), kind.step
+    span = span_of(sweep)
+    kind = (choose or form_of)(sweep, span)
+    return kind.block_members(sweep, span, _rest_directions(sweep)), kind.step
 
 
-def work_per_step(sweep: Sweep) -> float:
+def _rest_directions(sweep: Sweep) -> int:
+    held_out = _held_out_of(sweep)
+    return 0 if held_out is None else held_out.directions.shape[1]
+
+
+def work_per_step(sweep: Sweep, choose: Choice | None = None) -> float:
     """Multiply-adds of one update of one member, to plan step windows and foretell times."""
     span = span_of(sweep)
-    return form_of(sweep, span).work_per_step(sweep, span)
+    return (choose or form_of)(sweep, span).work_per_step(sweep, span)

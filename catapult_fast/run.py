@@ -110,10 +110,10 @@ def job_of(
     if not isinstance(sweep, Sweep):
         raise TypeError(f"sweep must be a Sweep, got {type(sweep).__name__}")
     true_or_false("progress", progress)
-    workers = worker_count(executor, workers)
+    workers = worker_count(executor, workers, backend)
     size = None if shard_members is None else whole("shard_members", shard_members, low=1)
     with one_blas_thread():
-        used, engine = engines.select(sweep, backend)
+        used, engine = engines.select(sweep, backend, here=executor is None)
         job = Job(sweep, engine, used, executor, workers, size, progress)
         try:
             yield job
@@ -121,15 +121,15 @@ def job_of(
             job.cancel.set()
 
 
-def worker_count(executor: Any, workers: int | None) -> int:
-    """Threads that compute: of this process, or of the cluster's workers."""
+def worker_count(executor: Any, workers: int | None, backend: str = "auto") -> int:
+    """Threads that compute: of this process, or of the cluster's workers, which must be able to use the back end."""
     if executor is None:
         return available_cores() if workers is None else whole("workers", workers, low=1)
     if workers is not None:
         raise ConfigError(f"workers = {workers!r} has no meaning with an executor, which has workers; leave it out")
     from catapult_fast.dask_client import check_client, thread_count
 
-    check_client(executor)
+    check_client(executor, backend)
     return thread_count(executor)
 
 

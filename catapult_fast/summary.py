@@ -58,8 +58,8 @@ def forecast(sweep: Sweep, backend: str, executor: Any, workers: int | None, as_
     from catapult_fast.planning import plan
     from catapult_fast.run import worker_count
 
-    used, engine = engines.select(sweep, backend)
-    threads = worker_count(executor, workers)
+    used, engine = engines.select(sweep, backend, here=executor is None)
+    threads = worker_count(executor, workers, backend)
     foretold = plan(sweep, engine, threads)
     values: dict[str, Any] = {**foretold, "backend": used, "workers": threads}
     text = (
