@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from catapult_fast import devices
+from catapult_fast.device_errors import told
 from catapult_fast.errors import BackendUnavailable
 
-__all__ = ["DeviceReader", "as_array", "bytes_to_use", "launch", "module_for", "on_device"]
+__all__ = ["DeviceReader", "as_array", "bytes_to_use", "launch", "module_for", "on_device", "working_at"]
 
 _CUDA = (2, 13)  # DLPack's numbers of a CUDA device's memory, and of managed memory
 _SIMULATED_BYTES = 1 << 28
@@ -48,33 +52,27 @@ class DeviceReader:
 
 def module_for(name: str) -> ModuleType:
     """CuPy, or NumPy where the device is simulated; one sentence if there is no device to compute on."""
-    reason = _absence()
-    if reason is not None:
-        raise BackendUnavailable(f"{name} lies on a device, but {reason}: copy it to the host")
-    from catapult_fast.kernels import device
-
-    if device.SIMULATED:
+    if devices.simulated():
         return np
+    reason = devices.reason("cupy") or devices.reason("cuda")
+    if reason is not None:
+        raise BackendUnavailable(f"{name} lies on a device, where it cannot be worked on: {reason}")
     import cupy
 
     return cupy  # type: ignore[no-any-return]
 
 
-def _absence() -> str | None:
-    """Why arrays on a device cannot be used; None if they can."""
-    from numba import config, cuda
+@contextmanager
+def working_at(array: Any) -> Iterator[None]:
+    """Both libraries at work on the array's device, their errors told as the package's."""
+    with told(), ExitStack() as stack:
+        if not devices.simulated():
+            from numba import cuda
 
-    if config.ENABLE_CUDASIM:
-        return None
-    try:
-        import cupy
-    except ImportError:
-        return "CuPy is missing (pip install catapult-fast[cuda13] or [cuda12])"
-    if getattr(cuda, "implementation", None) != "NVIDIA":
-        return "numba-cuda is missing (pip install catapult-fast[cuda13] or [cuda12])"
-    if not cupy.cuda.is_available() or not cuda.is_available():
-        return "no CUDA driver was found"
-    return None
+            devices.use("cuda")
+            stack.enter_context(array.device)
+            stack.enter_context(cuda.gpus[array.device.id])
+        yield
 
 
 def as_array(value: Any, name: str, xp: ModuleType) -> Any:

@@ -5,13 +5,14 @@ The logic is written for an array module ``xp``: CuPy on a device, NumPy where N
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from catapult_fast import ends
 from catapult_fast.dense_spectrum import fixed_vector, steps_before_direct
-from catapult_fast.device_arrays import bytes_to_use, launch
+from catapult_fast.device_arrays import bytes_to_use, launch, working_at
 from catapult_fast.kernels import device
 from catapult_fast.kernels.dense import krylov_on_cuda as krylov
 from catapult_fast.kernels.dense import proof_on_cupy as proof
@@ -26,7 +27,8 @@ _TEAMS_UP_TO = 160  # size up to which matrices are reduced in shared memory, wh
 _MATRICES = 6  # copies of a matrix that a proof holds at a time
 
 
-class _Job(NamedTuple):
+@dataclass(frozen=True)
+class _Job:
     """One end of a batch, or of a part of it."""
 
     matrices: Any  # (B, n, n)
@@ -49,9 +51,12 @@ class _Job(NamedTuple):
 
     def part(self, first: int, last: int) -> _Job:
         """The matrices ``first`` to ``last``; results are written to the whole."""
-        return self._replace(
-            matrices=self.matrices[first:last], found=Pairs(*(array[first:last] for array in self.found))
-        )
+        return self.of(slice(first, last))
+
+    def of(self, places: Any) -> _Job:
+        """The matrices at places; results are written to the whole only if the places are a slice."""
+        found = Pairs(*(array[places] for array in self.found))
+        return replace(self, matrices=self.matrices[places], found=found)
 
 
 def solve(matrices: Any, request: Request, start: Any, xp: Any) -> Found:
@@ -60,7 +65,8 @@ def solve(matrices: Any, request: Request, start: Any, xp: Any) -> Found:
     def one_end(matrices: Any, sign: float, request: Request, start: Any) -> Pairs:
         return _end(_Job(matrices, sign, request, pairs(*_sizes(matrices, request), xp), xp), start)
 
-    return ends.solve(matrices, request, start, one_end, xp)
+    with working_at(matrices):
+        return ends.solve(matrices, request, start, one_end, xp)
 
 
 def _sizes(matrices: Any, request: Request) -> tuple[int, int, int]:
@@ -249,7 +255,7 @@ def _directly(job: _Job) -> None:
 
 def _directly_at(job: _Job, places: Any) -> None:
     xp, n, k = job.xp, job.n, job.request.k
-    part = job._replace(matrices=job.matrices[places], found=Pairs(*(array[places] for array in job.found)))
+    part = job.of(places)
     found = part.found
     values, columns = xp.linalg.eigh(proof.scaled(part.matrices, found.exponent, job.sign, xp))
     found.norm[...] = xp.fmax(found.norm, abs(values).max(axis=1))
