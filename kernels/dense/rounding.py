@@ -65,3 +65,13 @@ def factor_error(height, trace):
     the trace of M but for the same factor (Higham 2002, theorem 10.3 and its proof).
     """
     return _SLACK * UNIT * height * trace + TINY
+
+
+@body
+def product_error(height, size):
+    """Bound of the rounding of ``M - L L^T`` in the Frobenius norm, no term passing more than ``height`` roundings.
+
+    ``size`` is ``|M|_F + |L|_F^2``: entry by entry the error is at most ``h u (|M| + |L| |L|^T)``. A hundredth more
+    covers the rounding of the norms.
+    """
+    return _SLACK * _SLACK * UNIT * height * size + TINY
