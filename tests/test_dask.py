@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import catapult_fast as cf
-from catapult_fast import cli, shards
+from catapult_fast import block, cli, shards
 from catapult_fast.kernels.outcome import FAILED
 from catapult_fast.locks import hold, owners
 from catapult_fast.shards import parts_folder
@@ -365,6 +365,17 @@ def test_nothing_is_written_after_a_run_has_ended(prepared):
         with pytest.raises(Exception, match=r"^$") as raised:
             ended.work(0, 4)
     assert raised.type.__name__ == "Cancelled"
+    assert shard_files("out.h5") == []
+
+
+def test_nothing_is_written_after_a_run_that_ended_meanwhile(prepared, monkeypatch):
+    """Its last step window was over, and so nothing but this stopped the shard."""
+    make, parts = prepared
+    with hold(parts) as owner:
+        ended = make(owner)
+        monkeypatch.setattr(dask_worker, "compute_shard", lambda *_, **__: ended.teardown(None))
+        with pytest.raises(block.Cancelled):
+            ended.work(0, 4)
     assert shard_files("out.h5") == []
 
 

@@ -335,7 +335,7 @@ def test_a_name_that_is_too_long(folder):
     assert names(folder) == []
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/Los_Angeles", "nowhere"])
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "nowhere"])
 def test_time_zones(warm, whole, folder, zone):
     nursery, path = warm(SHORT), folder / "out.h5"
     move = f"__import__('os').environ.update(TZ={zone!r}), __import__('time').tzset()"

@@ -62,8 +62,14 @@ RUN_ENDS = {
 }
 
 
+ALIKE = (
+    "before the description is renamed", "before a shard is synced", "before a shard is renamed",
+    "before the file is renamed", "after the folder is set aside",
+)  # fmt: skip
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-@pytest.mark.parametrize("end", most(RUN_ENDS, "before the description is renamed", "before a shard is synced"))
+@pytest.mark.parametrize("end", most(RUN_ENDS, *ALIKE))
 def test_a_killed_run_is_finished_to_the_same_bits(tmp_path, whole, end):
     fault, shards = RUN_ENDS[end]
     said = python(RUN, tmp_path, fault)
@@ -89,7 +95,9 @@ MERGE_ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", most(MERGE_ENDS, "killed before the sync", "told of a broken disk at the end"))
+@pytest.mark.parametrize(
+    "end", most(MERGE_ENDS, "killed before it writes", "killed before the sync", "told of a broken disk at the end")
+)
 def test_a_failed_merge_leaves_shards_and_nothing_else(tmp_path, whole, monkeypatch, end):
     fault, kind, words = MERGE_ENDS[end]
     with monkeypatch.context() as patch:
