@@ -86,6 +86,7 @@ def test_without_a_bound_members_leave_the_numbers(y):
 def test_rules_that_need_a_look_at_every_step(rules):
     """A bound or a tolerance from behind which members do come back within a group."""
     state, limits = begin(3.0, np.float64, width=20.0, **rules)
+    state.peak[:] = 1e300  # a new peak would call for the look as well
     cpu, device = on_both(state, limits, (0, 64))
     assert_alike(cpu, device, 1e-9)
 
@@ -105,13 +106,23 @@ def test_the_cut_into_windows_changes_no_bit(y):
 def test_what_is_negligible_is_swept_at_the_cpus_steps(flat, dtype):
     state, limits = begin(0.0, dtype, members=2, tolerance=-1.0)
     small = dtype(on_cpu.negligible(dtype)) / 16
-    state.u[:], state.v[:], state.w[:] = 1, 1, small
+    state.u[:], state.v[:], state.w[:] = 0.1, 0.1, small / 10
     getattr(state, flat)[:] = small
-    cpu, device = on_both(state, limits, (0, 63, 65))
+    _, before = on_both(state, limits, (0, 63))
+    assert before.w.all()
+    cpu, device = on_both(state, limits, (63, 65))
     assert not cpu.w.any()
     assert_array_equal(device.w, cpu.w)
     assert_allclose(device.u, cpu.u)
     assert_allclose(device.v, cpu.v)
+
+
+def test_divergence_is_seen_also_where_no_peak_is_new():
+    state, limits = begin(0.0, np.float64)
+    state.peak[:] = 1e300
+    cpu, device = on_both(state, limits, (0, 64))
+    assert (cpu.status == OVER_BOUND).any()
+    assert_alike(cpu, device, 1e-9)
 
 
 def test_late_from_the_first_step_on():
