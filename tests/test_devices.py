@@ -211,6 +211,17 @@ def test_the_driver_is_asked_past_any_library(monkeypatch):
     assert devices.driver.__wrapped__() is None
 
 
+def test_what_a_results_file_says_of_the_device(machine):
+    assert devices.device_name("cuda") is None  # not looked for here
+    for backend in ("cuda", "cupy"):
+        assert devices.reason(backend) is None
+    machine.setattr(devices, "use", lambda backend: None)
+    vars(sys.modules["numba.cuda"]).update(get_current_device=lambda: types.SimpleNamespace(name=b"NVIDIA H200"))
+    sys.modules["cupy"].cuda.runtime.getDeviceProperties = lambda number: {"name": b"NVIDIA H200"}
+    assert devices.device_name("cuda") == devices.device_name("cupy") == "NVIDIA H200"
+    assert devices.versions_of("cuda") == {"numba-cuda": "0.30.4"}
+
+
 # --- auto -------------------------------------------------------------------------------------
 
 
