@@ -538,6 +538,21 @@ def test_numba_takes_its_memory_from_cupys_pool():
     assert manager.get_memory_info() == (107, 200)
 
 
+def test_the_installed_numba_takes_the_pools_pointers():
+    """Its own class of pointers, which is what arrays and launches go by."""
+    cuda = pytest.importorskip("numba.cuda")
+    if getattr(cuda, "implementation", "Built-in") != "NVIDIA":
+        pytest.skip("numba-cuda is missing")
+    pool = Pool()
+    context = types.SimpleNamespace(device=types.SimpleNamespace(id=0))
+    memory = device_memory.pooled_manager(cuda, fake_libraries(pool)[1])(context=context).memalloc(80)
+    assert (memory.device_pointer_value, memory.device_ctypes_pointer.value, memory.size) == (4096, 4096, 80)
+    view = memory.own()
+    assert pool.live == 80
+    del memory, view
+    assert pool.live == 0
+
+
 def test_the_installed_numba_takes_the_manager():
     """In a process of its own, where no context was made: its interface is the one that is implemented."""
     for name in ("numba_cuda", "cupy"):
