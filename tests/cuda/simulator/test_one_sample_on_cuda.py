@@ -86,6 +86,7 @@ def test_without_a_bound_members_leave_the_numbers(y):
 def test_rules_that_need_a_look_at_every_step(rules):
     """A bound or a tolerance from behind which members do come back within a group."""
     state, limits = begin(3.0, np.float64, width=20.0, **rules)
+    state.peak[:] = 1e300  # a new peak would call for the look as well
     cpu, device = on_both(state, limits, (0, 64))
     assert_alike(cpu, device, 1e-9)
 
@@ -105,13 +106,26 @@ def test_the_cut_into_windows_changes_no_bit(y):
 def test_what_is_negligible_is_swept_at_the_cpus_steps(flat, dtype):
     state, limits = begin(0.0, dtype, members=2, tolerance=-1.0)
     small = dtype(on_cpu.negligible(dtype)) / 16
-    state.u[:], state.v[:], state.w[:] = 1, 1, small
+    state.u[:], state.v[:], state.w[:] = 0.1, 0.1, small / 10
     getattr(state, flat)[:] = small
-    cpu, device = on_both(state, limits, (0, 63, 65))
+    _, before = on_both(state, limits, (0, 63))
+    assert before.w.all()
+    cpu, device = on_both(state, limits, (63, 65))
     assert not cpu.w.any()
     assert_array_equal(device.w, cpu.w)
     assert_allclose(device.u, cpu.u)
     assert_allclose(device.v, cpu.v)
+
+
+def test_divergence_is_seen_also_where_no_peak_is_new():
+    """Members that pass the bound at the end of a group and overflow in the next one."""
+    start, same = np.logspace(-20, -15, 32), np.ones(32)
+    state, limits = on_cpu.begin(start, 2 * same, 0 * same, 2.5 * same, 1e4 * same, 2.0, -same, late_from=10**9)
+    state.peak[:] = 1e300
+    cpu, device = on_both(state, limits, (0, 64))
+    assert (cpu.status == OVER_BOUND).all()
+    assert {31, 32, 33} <= set(cpu.n_steps)
+    assert_alike(cpu, device, 1e-9)
 
 
 def test_late_from_the_first_step_on():
@@ -166,6 +180,7 @@ def test_a_sweep_by_status_phase_and_threshold(name):
     cpu = cf.run(sweep, backend="cpu", progress=False)
     device = cf.run(sweep, backend="cuda", workers=2, shard_members=7, progress=False)
     assert device.attrs["backend"] == "cuda"
+    assert '"device": "Numba\'s simulator"' in device.attrs["provenance_json"]
     for field in ("status", "phase", "n_steps", "max_loss_step", "eta", "initial_loss", "initial_ntk_lambda_max"):
         assert_array_equal(getattr(device, field), getattr(cpu, field), err_msg=field)
     rtol = 1e-2 if sweep.dtype == "float32" else 1e-6
