@@ -9,6 +9,7 @@ numba_cuda_or_skip()
 from numba import types  # noqa: E402
 
 from catapult_fast.kernels.blocks import history_on_cuda as history  # noqa: E402
+from catapult_fast.kernels.blocks import history_on_cupy  # noqa: E402
 
 
 def built(r, rows, number, cc):
@@ -30,7 +31,7 @@ def built_update(r, number, cc):
 
 
 @pytest.mark.parametrize("cc", CAPABILITIES)
-@pytest.mark.parametrize("r", [50, 784, 2048, 4096])
+@pytest.mark.parametrize("r", [50, 784, 2048, 3584])
 @pytest.mark.parametrize("number", [types.float64, types.float32])
 def test_an_update_stays_in_registers(r, number, cc):
     shape = history.shape_of(r)
@@ -40,7 +41,7 @@ def test_an_update_stays_in_registers(r, number, cc):
 
 
 @pytest.mark.parametrize("cc", CAPABILITIES)
-@pytest.mark.parametrize("r", [50, 784, 2048, 4096])
+@pytest.mark.parametrize("r", [50, 784, 2048, 3584])
 @pytest.mark.parametrize(
     ("rows", "number"), [(types.float64,) * 2, (types.float32,) * 2, (types.float32, types.float64)]
 )
@@ -54,7 +55,11 @@ def test_a_pass_stays_in_registers(r, rows, number, cc):
 
 
 @pytest.mark.parametrize(
-    ("r", "shape"), [(1, (64, 1, 4)), (64, (64, 1, 4)), (784, (160, 5, 4)), (2048, (512, 4, 4)), (4096, (512, 8, 2))]
+    ("r", "threads", "columns", "blocks"),
+    [(1, 64, 1, 16), (64, 64, 1, 16), (784, 416, 2, 2), (2048, 512, 4, 1), (history.LARGEST, 512, 7, 1)],
 )
-def test_few_threads_are_idle(r, shape):
-    assert history.shape_of(r)[:3] == shape
+def test_few_threads_are_idle_and_few_columns_held(r, threads, columns, blocks):
+    shape = history.shape_of(r)
+    assert (shape.threads, shape.columns, shape.blocks) == (threads, columns, blocks)
+    assert 2 * shape.at_once * shape.team <= threads  # or a sum would be left out
+    assert history_on_cupy.GROUP % shape.at_once == 0  # rows at once are of one group
