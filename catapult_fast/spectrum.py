@@ -283,7 +283,8 @@ def _matrices(value: Any, read: Any) -> Any:
     if array.ndim < 2 or array.shape[-1] != array.shape[-2] or array.shape[-1] == 0:
         raise DataError(f"A has shape {array.shape}, but must be (..., n, n) with n >= 1")
     if array.dtype.kind in "iub":
-        return read.xp.asarray(exact_float64("A", read.host(array)))
+        exact = exact_float64("A", read.host(array))
+        return read.xp.array(exact) if read.device else exact
     return read.xp.ascontiguousarray(array, dtype=_float_dtype("A", array.dtype))
 
 
