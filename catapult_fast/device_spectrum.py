@@ -182,7 +182,7 @@ def _judge(job: _Job, work: krylov.Krylov, p: int, joint: _Joint, *, ritz: bool)
     launch(krylov.appraise, job.count, krylov.THREADS, n, p, found, work)
     joint = _Joint(joint.straight + 2.0 * work.straight + work.gap**2, joint.crossed + 2.0 * work.crossed)
     frobenius, skew, value = found.frobenius, n * found.skew, found.values[:, p]
-    taken = p * (4.0 + 3.0 * p) * 1.1 * UNIT * frobenius
+    taken = p * (9.0 + 3.0 * p) * 1.1 * UNIT * frobenius  # two roundings of a product, one of a difference
     found.lower[:, p] = inner_bound(value, abs(value), n + 64.0, frobenius, skew)
     found.upper[:, p] = outer_bound(frobenius, taken, frobenius, skew)
     found.proven[:, p] = 0
