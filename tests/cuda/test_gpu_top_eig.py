@@ -5,7 +5,7 @@ import pytest
 
 import catapult_fast as cf
 import spectra
-from catapult_fast import device_spectrum, devices
+from catapult_fast import device_spectrum
 
 pytestmark = pytest.mark.gpu
 
@@ -13,11 +13,10 @@ pytestmark = pytest.mark.gpu
 SIZES = (1, 2, 8, 16, 17, 33, 64, 96, 97, 150, 160, 161, 256)
 
 
-@pytest.fixture(scope="module")
-def cupy():
-    reason = devices.reason("cupy") or devices.reason("cuda")
-    if reason is not None:
-        pytest.skip(reason)
+@pytest.fixture
+def cupy(on_device):
+    on_device("cupy")
+    on_device("cuda")
     import cupy
 
     return cupy
