@@ -4,6 +4,9 @@ The upper bound is probabilistic. The Lanczos polynomial p of s steps, ``p(A) v_
 ``1/|<v_1, u>|`` at the eigenvalue of the unit vector u, and beyond the Ritz values it grows; the start
 vector is random, so ``|<v_1, u>|`` is above ``RISK sqrt(pi/(2 n))`` but for a probability of RISK, and
 the largest root x of ``p(x) = 1/that`` is a bound (Van Dorsselaer, Hochstenbach and van der Vorst 2000).
+
+Vectors lie where ``start`` lies, on the host or a device, in arrays of the module ``xp``; the numbers of the
+tridiagonal forms, and what is decided by them, are the host's.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from catapult_fast import devices
 from catapult_fast.dense_spectrum import fixed_vector
 from catapult_fast.errors import ConfigError, DataError
-from catapult_fast.spectrum import NO_BOUND, PROBABILISTIC, Floats, Found, Request, read_host
+from catapult_fast.spectrum import NO_BOUND, PROBABILISTIC, Floats, Found, HostReader, Request
 
 __all__ = ["RISK", "Product", "solve"]
 
@@ -32,20 +36,25 @@ _NOISE = 200.0  # units of rounding by which an operator may miss symmetry
 
 
 class Product:
-    """``matvec`` seen from NumPy: (B, n) in float64 to (B, n) in float64."""
+    """``matvec`` seen from NumPy or CuPy: (B, n) in float64 to (B, n) in float64."""
 
     def __init__(
-        self, matvec: Callable[[Any], Any], batch: tuple[int, ...], n: int, dtype: np.dtype[Any], model: Any
-    ) -> None:
+        self, matvec: Callable[[Any], Any], batch: tuple[int, ...], n: int, dtype: np.dtype[Any], model: Any,
+        read: Any = None,
+    ) -> None:  # fmt: skip
         self.matvec, self.batch, self.n, self.dtype = matvec, batch, n, dtype
+        self.read = HostReader() if read is None else read
+        self.xp, self.host = self.read.xp, self.read.host
         self.count = math.prod(batch)
         self.eps = float(np.finfo(dtype).eps)
-        self._to_library = _converter(model)
+        self._to_library = _converter(model, self.read.device)
 
-    def __call__(self, vectors: Floats) -> Floats:
+    def __call__(self, vectors: Any) -> Any:
         """Multiply; raise for an answer of another shape or kind."""
-        given = np.array(vectors.reshape(*self.batch, self.n), self.dtype, order="C")  # a copy: matvec may write on it
-        answer = read_host(self.matvec(self._to_library(given)), "the result of matvec")
+        given = self.xp.array(
+            vectors.reshape(*self.batch, self.n), self.dtype, order="C"
+        )  # a copy: matvec may write on it
+        answer = self.read(self.matvec(self._to_library(given)), "the result of matvec")
         if answer.dtype.kind not in "iuf":
             raise TypeError(f"matvec returned dtype {answer.dtype}, but must return real numbers")
         if answer.dtype.kind == "f" and answer.dtype.itemsize < self.dtype.itemsize:
@@ -58,27 +67,32 @@ class Product:
         return answer.astype(np.float64).reshape(self.count, self.n)
 
 
-def _converter(model: Any) -> Callable[[NDArray[Any]], Any]:
-    """What turns a NumPy array into one of the library of ``model``."""
+def _converter(model: Any, device: bool) -> Callable[[Any], Any]:
+    """What turns an array of NumPy, or of CuPy on a device, into one of the library of ``model``."""
     library = type(model).__module__.partition(".")[0]
     if library == "torch":
         import torch  # type: ignore[import-not-found,unused-ignore]
 
-        return torch.from_numpy  # type: ignore[no-any-return,unused-ignore]
+        return torch.from_dlpack if device else torch.from_numpy  # type: ignore[no-any-return,unused-ignore]
     if library in ("jax", "jaxlib"):
-        import jax.numpy as jnp  # type: ignore[import-not-found,unused-ignore]
+        import jax  # type: ignore[import-not-found,unused-ignore]
 
-        return jnp.asarray  # type: ignore[no-any-return,unused-ignore]
+        return jax.dlpack.from_dlpack if device else jax.numpy.asarray  # type: ignore[no-any-return,unused-ignore]
+    if library == "numba":
+        from numba import cuda
+
+        return cuda.to_device if devices.simulated() else cuda.as_cuda_array  # type: ignore[no-any-return]
     return lambda array: array
 
 
-def solve(product: Product, request: Request, start: Floats | None) -> Found:
+def solve(product: Product, request: Request, start: Any) -> Found:
     """Solve the batch of operators."""
     if product.count == 0:
         k = 2 if request.which == "both" else request.k
-        none = np.zeros((0, k))
-        return Found(none, none, none, none, none.astype(np.int8), none > 0, np.zeros(0, np.int32),
-                     np.zeros((0, k, product.n)))  # fmt: skip
+        xp = product.xp
+        none = xp.zeros((0, k))
+        return Found(none, none, none, none, none.astype(np.int8), none > 0, xp.zeros(0, np.int32),
+                     xp.zeros((0, k, product.n)))  # fmt: skip
     signs = {"largest": (1.0,), "smallest": (-1.0,), "both": (-1.0, 1.0)}[request.which]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         _probe(product)
@@ -91,10 +105,11 @@ def solve(product: Product, request: Request, start: Floats | None) -> Found:
 
 def _probe(product: Product) -> None:
     """Compare ``y.(A x)`` with ``x.(A y)`` for two fixed random vectors."""
-    x, y = (np.tile(_unit(fixed_vector(product.n, i)), (product.count, 1)) for i in (1000, 1001))
+    xp = product.xp
+    x, y = (xp.tile(xp.asarray(_unit(fixed_vector(product.n, i))), (product.count, 1)) for i in (1000, 1001))
     ax, ay = product(x), product(y)
-    gap = np.abs(np.sum(y * ax, axis=1) - np.sum(x * ay, axis=1))
-    size = np.linalg.norm(ax, axis=1) + np.linalg.norm(ay, axis=1)
+    gap = product.host(abs(xp.sum(y * ax, axis=1) - xp.sum(x * ay, axis=1)))
+    size = product.host(xp.linalg.norm(ax, axis=1) + xp.linalg.norm(ay, axis=1))
     bad = gap > _NOISE * product.eps * size  # false for NaN
     if bad.any():
         b = int(np.argmax(bad))
@@ -113,16 +128,17 @@ class _End:
 
     def __init__(self, product: Product, sign: float, request: Request) -> None:
         self.product, self.sign, self.request = product, sign, request
+        self.xp = xp = product.xp
         b, n, k = product.count, product.n, request.k
         self.values, self.residuals = (np.full((b, k), np.nan) for _ in range(2))
         self.upper = np.full((b, k), np.inf)
-        self.vectors = np.full((b, k, n), np.nan)
-        self.images = np.full((b, k, n), np.nan)
+        self.vectors = xp.full((b, k, n), np.nan)
+        self.images = xp.full((b, k, n), np.nan)
         self.norm, self.iterations = np.zeros(b), np.zeros(b, np.int32)
-        self.move = np.zeros((b, k))  # what is taken away along each vector
+        self.move = xp.zeros((b, k))  # what is taken away along each vector
         self.met = np.zeros((b, k), bool)
 
-    def run(self, start: Floats | None, columns: list[int]) -> _End:
+    def run(self, start: Any, columns: list[int]) -> _End:
         """Find the pairs, each beginning with its column of ``start``."""
         for j in range(self.request.k):
             given = None
@@ -131,18 +147,18 @@ class _End:
             self._pair(j, given)
         return self
 
-    def times(self, vectors: Floats, j: int) -> Floats:
+    def times(self, vectors: Any, j: int) -> Any:
         """The product with ``sign A`` less the first j pairs."""
-        out = self.sign * self.product(vectors)
+        xp, out = self.xp, self.sign * self.product(vectors)
         for i in range(j):
-            along = self.move[:, i] * np.sum(self.vectors[:, i] * vectors, axis=1)
-            out = out - np.where(along == 0.0, 0.0, along)[:, None] * np.nan_to_num(self.vectors[:, i])
+            along = self.move[:, i] * xp.sum(self.vectors[:, i] * vectors, axis=1)
+            out = out - xp.where(along == 0.0, 0.0, along)[:, None] * xp.nan_to_num(self.vectors[:, i])
         return out
 
-    def _pair(self, j: int, given: Floats | None) -> None:
+    def _pair(self, j: int, given: Any) -> None:
         n, b = self.product.n, self.product.count
         limit = self.request.max_iterations or _RESTARTS * _BASIS
-        begin, share = _mixed(given, n, b, j)
+        begin, share = _mixed(given, j, self.product)
         used, live = 0, np.ones(b, bool)
         while used < limit and live.any():
             steps = min(n, _BASIS, max(8, _BASIS_BYTES // (8 * b * n)), limit - used)
@@ -154,45 +170,50 @@ class _End:
                 self.upper[:, j] = cycle.bound(target)
                 share = None
             vectors = cycle.vectors()
-            self.vectors[live, j] = vectors[live]
+            self.vectors[:, j] = self.xp.where(self.xp.asarray(live)[:, None], vectors, self.vectors[:, j])
             live &= ~cycle.met
-            begin = np.where(live[:, None], vectors, begin)
+            begin = self.xp.where(self.xp.asarray(live)[:, None], vectors, begin)
         self._judge(j)
 
     def _judge(self, j: int) -> None:
         """Rayleigh quotients and residuals by one product more."""
-        v = self.vectors[:, j]
+        xp, v = self.xp, self.vectors[:, j]
         image = self.sign * self.product(v)
         self.iterations += 1
-        value = np.sum(v * image, axis=1) / np.sum(v * v, axis=1)
-        self.values[:, j], self.images[:, j] = value, image
-        self.residuals[:, j] = np.linalg.norm(image - value[:, None] * v, axis=1)
-        self.norm = np.fmax(self.norm, np.abs(value))
-        self.move[:, j] = np.nan_to_num(np.abs(value) + 2.0 * self.norm)
+        value = xp.sum(v * image, axis=1) / xp.sum(v * v, axis=1)
+        self.images[:, j] = image
+        self.residuals[:, j] = self.product.host(xp.linalg.norm(image - value[:, None] * v, axis=1))
+        self.values[:, j] = self.product.host(value)
+        self.norm = np.fmax(self.norm, np.abs(self.values[:, j]))
+        self.move[:, j] = xp.asarray(np.nan_to_num(np.abs(self.values[:, j]) + 2.0 * self.norm))
 
 
-def _mixed(given: Floats | None, n: int, b: int, j: int) -> tuple[Floats, Floats | None]:
+def _mixed(given: Any, j: int, product: Product) -> tuple[Any, Floats | None]:
     """Unit start vectors, and the share of the random one in each."""
-    random = np.tile(_unit(fixed_vector(n, j)), (b, 1))
+    xp, b = product.xp, product.count
+    random = xp.tile(xp.asarray(_unit(fixed_vector(product.n, j))), (b, 1))
     if given is None:
         return random, np.ones(b)
-    length = np.linalg.norm(given, axis=1)
+    length = xp.linalg.norm(given, axis=1)
     known = length > 0
-    mixed = np.where(known[:, None], given / np.where(known, length, 1.0)[:, None] + _FRESH * random, random)
-    size = np.linalg.norm(mixed, axis=1)
-    return mixed / size[:, None], np.where(known, _FRESH, 1.0) / size
+    mixed = xp.where(known[:, None], given / xp.where(known, length, 1.0)[:, None] + _FRESH * random, random)
+    size = xp.linalg.norm(mixed, axis=1)
+    return mixed / size[:, None], product.host(xp.where(known, _FRESH, 1.0) / size)
 
 
 class _Cycle:
     """One Lanczos run of the batch; a member's answer is that of its own stopping step."""
 
-    def __init__(self, end: _End, j: int, begin: Floats, live: NDArray[np.bool_], steps: int) -> None:
+    def __init__(self, end: _End, j: int, begin: Any, live: NDArray[np.bool_], steps: int) -> None:
         b, n = begin.shape
         self.end, self.j, self.steps = end, j, steps
         self.live, self.met = live.copy(), np.zeros(b, bool)
-        self.basis = np.zeros((b, steps + 1, n))
+        self.xp = end.xp
+        self.basis = self.xp.zeros((b, steps + 1, n))
         self.basis[:, 0] = begin
         self.alpha, self.beta = np.zeros((b, steps)), np.zeros((b, steps))
+        self.last: Any = None  # the newest beta
+        self.recent: list[Any] = []  # columns of both that the host has not seen yet
         self.weights = np.zeros((b, steps))
         self.value = np.full(b, np.nan)
         self.sizes = np.zeros(b, np.int64)
@@ -208,23 +229,31 @@ class _Cycle:
             last = self.size == self.steps or self.size == n
             if last or self.size >= judged:
                 judged = self.size + max(1, self.size // 8)
+                self._see()
                 for b in np.flatnonzero(self.live):
                     self._check(int(b), last)
 
     def _expand(self, s: int) -> None:
         """One step for all; members that have stopped go along without use."""
-        v = self.basis[:, s]
+        xp, v = self.xp, self.basis[:, s]
         w = self.end.times(v, self.j)
-        alpha = np.sum(v * w, axis=1)
+        alpha = xp.sum(v * w, axis=1)
         w = w - alpha[:, None] * v
         if s > 0:
-            w -= self.beta[:, s - 1, None] * self.basis[:, s - 1]
+            w -= self.last[:, None] * self.basis[:, s - 1]
         known = self.basis[:, : s + 1]
         for _ in range(2):
-            w -= np.matmul(np.matmul(known, w[:, :, None])[:, None, :, 0], known)[:, 0]
-        beta = np.linalg.norm(w, axis=1)
-        self.alpha[:, s], self.beta[:, s] = alpha, beta
-        self.basis[:, s + 1] = w / np.where(beta > 0, beta, 1.0)[:, None]
+            w -= xp.matmul(xp.matmul(known, w[:, :, None])[:, None, :, 0], known)[:, 0]
+        self.last = xp.linalg.norm(w, axis=1)
+        self.recent += [alpha, self.last]
+        self.basis[:, s + 1] = w / xp.where(self.last > 0, self.last, 1.0)[:, None]
+
+    def _see(self) -> None:
+        """Bring the numbers of the last steps to the host, all at once."""
+        first = self.size - len(self.recent) // 2
+        columns = self.end.product.host(self.xp.stack(self.recent, axis=1))
+        self.alpha[:, first : self.size], self.beta[:, first : self.size] = columns[:, ::2], columns[:, 1::2]
+        self.recent = []
 
     def _check(self, b: int, last: bool) -> None:
         """Judge member b; keep its Ritz pair if it stops here."""
@@ -247,11 +276,13 @@ class _Cycle:
             self.value[b], self.weights[b, :s], self.sizes[b] = value[0], weights[:, 0], s
             self.met[b], self.live[b] = met, False
 
-    def vectors(self) -> Floats:
+    def vectors(self) -> Any:
         """Unit Ritz vectors."""
-        out = np.matmul(self.weights[:, None, :], self.basis[:, : self.steps])[:, 0]
-        length = np.linalg.norm(out, axis=1)
-        return np.where(self.sizes[:, None] > 0, out / np.where(length > 0, length, 1.0)[:, None], np.nan)
+        xp = self.xp
+        out = xp.matmul(xp.asarray(self.weights)[:, None, :], self.basis[:, : self.steps])[:, 0]
+        length = xp.linalg.norm(out, axis=1)
+        stopped = xp.asarray(self.sizes > 0)
+        return xp.where(stopped[:, None], out / xp.where(length > 0, length, 1.0)[:, None], np.nan)
 
     def bound(self, target: Floats) -> Floats:
         """Where the logarithm of the Lanczos polynomial reaches the target, beyond the Ritz value."""
@@ -295,11 +326,12 @@ def _answer(ends: list[_End], signs: tuple[float, ...], request: Request, produc
     norm = np.fmax.reduce([end.norm for end in ends])
     slack = 4.0 * math.sqrt(product.n) * product.eps * norm[:, None]
     columns: list[list[NDArray[Any]]] = []
+    xp, vectors_of_ends = product.xp, []
     for end, sign in zip(ends, signs, strict=True):
         values, lower, upper = end.values, end.values - slack - _crossed(end), end.upper + slack
         order = np.argsort(-values, axis=1, kind="stable")
         values, lower, residuals = (np.take_along_axis(a, order, axis=1) for a in (values, lower, end.residuals))
-        vectors = np.take_along_axis(end.vectors, order[:, :, None], axis=1)
+        vectors = xp.take_along_axis(end.vectors, xp.asarray(order)[:, :, None], axis=1)
         upper = np.fmax(np.minimum.accumulate(upper, axis=1), values)
         lower = np.maximum.accumulate(lower[:, ::-1], axis=1)[:, ::-1]
         known = np.isfinite(values)
@@ -307,14 +339,16 @@ def _answer(ends: list[_End], signs: tuple[float, ...], request: Request, produc
         lower, upper = np.where(known, lower, -np.inf), np.where(known, upper, np.inf)
         good = residuals <= request.tol * norm[:, None]
         if sign > 0:
-            columns.append([values, residuals, lower, upper, bound, good, vectors])
+            columns.append([values, residuals, lower, upper, bound, good])
         else:
-            columns.append([a[:, ::-1] for a in (-values, residuals, -upper, -lower, bound, good, vectors)])
-    values, residuals, lower, upper, bound, good, vectors = (
-        np.concatenate(arrays, axis=1) for arrays in zip(*columns, strict=True)
+            columns.append([a[:, ::-1] for a in (-values, residuals, -upper, -lower, bound, good)])
+        vectors_of_ends.append(vectors if sign > 0 else vectors[:, ::-1])
+    values, residuals, lower, upper, bound, good = (
+        xp.asarray(np.concatenate(arrays, axis=1)) for arrays in zip(*columns, strict=True)
     )  # fmt: skip
+    vectors = xp.concatenate(vectors_of_ends, axis=1)
     iterations = np.sum([end.iterations for end in ends], axis=0).astype(np.int32)
-    return Found(values, residuals, lower, upper, bound, good, iterations, vectors)
+    return Found(values, residuals, lower, upper, bound, good, xp.asarray(iterations), vectors)
 
 
 def _crossed(end: _End) -> Floats:
@@ -322,8 +356,9 @@ def _crossed(end: _End) -> Floats:
     k = end.values.shape[1]
     if k == 1:
         return np.zeros_like(end.values)
-    straight = np.einsum("bin,bjn->bij", end.vectors, end.vectors) - np.eye(k)
-    crossed = np.einsum("bin,bjn->bij", end.vectors, end.images)
+    xp = end.xp
+    straight = xp.einsum("bin,bjn->bij", end.vectors, end.vectors) - xp.eye(k)
+    crossed = xp.einsum("bin,bjn->bij", end.vectors, end.images)
     crossed[:, range(k), range(k)] = 0.0
-    e, off = (np.sqrt(np.sum(a * a, axis=(1, 2))) for a in (straight, crossed))
+    e, off = (end.product.host(xp.sqrt(xp.sum(a * a, axis=(1, 2)))) for a in (straight, crossed))
     return np.repeat((off + 2.2 * e * end.norm)[:, None], k, axis=1)

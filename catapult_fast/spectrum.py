@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,9 @@ from catapult_fast.arrays import exact_float64
 from catapult_fast.errors import BackendUnavailable, ConfigError, DataError
 from catapult_fast.validate import choice, real, true_or_false, whole
 
-__all__ = ["NO_BOUND", "PROBABILISTIC", "PROVEN", "EigenResult", "Found", "Request", "read_host", "top_eig"]
+__all__ = [
+    "NO_BOUND", "PROBABILISTIC", "PROVEN", "EigenResult", "Found", "HostReader", "Request", "read_host", "top_eig",
+]  # fmt: skip
 
 Floats = NDArray[np.float64]
 
@@ -101,7 +104,8 @@ def top_eig(
     Parameters
     ----------
     A : array of shape (..., n, n), or callable
-        Symmetric matrices in host memory (NumPy, torch, JAX, or anything that NumPy can read), or a
+        Symmetric matrices in host memory (NumPy, torch, JAX, or anything that NumPy can read) or on a
+        CUDA device (CuPy, torch, JAX, Numba: anything that CuPy can share the memory of), or a
         function ``matvec(v)`` that multiplies a batch of vectors, ``v`` and its result of shape
         ``(*batch, n)``. Never modified.
     n : int, optional
@@ -128,6 +132,7 @@ def top_eig(
     Returns
     -------
     EigenResult
+        Of NumPy arrays, or of CuPy arrays if A (an operator: ``start``) lies on a device.
 
     Raises
     ------
@@ -139,7 +144,7 @@ def top_eig(
         If an argument has the wrong type, or A a dtype other than float64, float32 and integers, or
         ``matvec`` returns fewer digits than ``v`` has.
     BackendUnavailable
-        If A or ``start`` lies on a device.
+        If A or ``start`` lies on a device that cannot be computed on, or only one of them does.
 
     Notes
     -----
@@ -157,14 +162,14 @@ def top_eig(
         return _of_operator(A, n, batch, which, k, tol, max_iterations, start, certify, workers)
     if n is not None or batch != ():
         raise ConfigError("n and batch describe an operator; the shape of an array says both: leave them out")
-    matrices = _matrices(A)
+    read = _reader(A, "A")
+    matrices = _matrices(A, read)
     size = matrices.shape[-1]
     request = _request(which, k, tol, max_iterations, certify, workers, size, matrices.dtype)
     shape = matrices.shape[:-2]
-    begin = _start(start, shape, size, request.k, _has_axis(which, k))
-    from catapult_fast.dense_spectrum import solve
-
-    return _result(solve(matrices.reshape(-1, size, size), request, begin), shape, _has_axis(which, k))
+    begin = _start(start, shape, size, request.k, _has_axis(which, k), read)
+    matrices = matrices.reshape(-1, size, size)
+    return _result(_solver(read)(matrices, request, begin), shape, _has_axis(which, k), read.xp)
 
 
 def _of_operator(
@@ -174,14 +179,15 @@ def _of_operator(
     if n is None:
         raise ConfigError("n = None: give the size of the operator, n, with a matvec")
     size, shape = whole("n", n, low=1), _batch(batch)
-    given = None if start is None else read_host(start, "start")
+    read = _reader(start, "start")
+    given = None if start is None else read(start, "start")
     dtype = np.dtype(np.float64) if given is None else _float_dtype("start", given.dtype)
     request = _request(which, k, tol, max_iterations, certify, workers, size, dtype)
-    begin = _start(given, shape, size, request.k, _has_axis(which, k))
+    begin = _start(given, shape, size, request.k, _has_axis(which, k), read)
     from catapult_fast.operator_spectrum import Product, solve
 
-    product = Product(matvec, shape, size, dtype, start)
-    return _result(solve(product, request, begin), shape, _has_axis(which, k))
+    product = Product(matvec, shape, size, dtype, start, read)
+    return _result(solve(product, request, begin), shape, _has_axis(which, k), read.xp)
 
 
 # --- arguments -------------------------------------------------------------------------------
@@ -216,11 +222,43 @@ def _batch(batch: Any) -> tuple[int, ...]:
     return tuple(whole("batch", length, low=0) for length in batch)
 
 
+class HostReader:
+    """Reads arrays of any library that lie in host memory."""
+
+    xp: Any = np
+    device = False
+
+    def host(self, array: Any) -> NDArray[Any]:
+        """The same array in NumPy."""
+        return np.asarray(array)
+
+    def __call__(self, value: Any, name: str) -> Any:
+        """The array in NumPy."""
+        return read_host(value, name)
+
+
+def _reader(value: Any, name: str) -> Any:
+    """What reads this array and those that go with it: on the host, or on the device where it lies."""
+    from catapult_fast.device_arrays import DeviceReader, on_device
+
+    return DeviceReader(name) if on_device(value) else HostReader()
+
+
+def _solver(read: Any) -> Any:
+    if read.device:
+        from catapult_fast import device_spectrum
+
+        return functools.partial(device_spectrum.solve, xp=read.xp)
+    from catapult_fast.dense_spectrum import solve
+
+    return solve
+
+
 def read_host(value: Any, name: str) -> NDArray[Any]:
     """Read an array of any library that lies in host memory."""
     device = getattr(value, "__dlpack_device__", None)
     if device is not None and int(device()[0]) not in _HOST:
-        raise BackendUnavailable(f"{name} lies on a device, which is not built yet: copy it to the host")
+        raise BackendUnavailable(f"{name} lies on a device and the other arrays do not: copy it to the host")
     if np.ma.is_masked(value):
         raise DataError(f"{name} has masked entries: fill them")
     if hasattr(value, "detach"):
@@ -239,40 +277,42 @@ def _float_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(dtype.name)
 
 
-def _matrices(value: Any) -> NDArray[Any]:
+def _matrices(value: Any, read: Any) -> Any:
     """A as a C-contiguous array of float64 or float32; no copy unless one is needed."""
-    array = read_host(value, "A")
+    array = read(value, "A")
     if array.ndim < 2 or array.shape[-1] != array.shape[-2] or array.shape[-1] == 0:
         raise DataError(f"A has shape {array.shape}, but must be (..., n, n) with n >= 1")
     if array.dtype.kind in "iub":
-        return exact_float64("A", array)
-    return np.ascontiguousarray(array, dtype=_float_dtype("A", array.dtype))
+        return read.xp.asarray(exact_float64("A", read.host(array)))
+    return read.xp.ascontiguousarray(array, dtype=_float_dtype("A", array.dtype))
 
 
-def _start(value: Any, shape: tuple[int, ...], n: int, k: int, axis: bool) -> Floats | None:
+def _start(value: Any, shape: tuple[int, ...], n: int, k: int, axis: bool, read: Any) -> Any:
     """Start vectors as (B, pairs, n), of largest entry 1, zero where none is usable."""
     if value is None:
         return None
-    array = read_host(value, "start")
+    xp, array = read.xp, read(value, "start")
     if array.dtype.kind not in "iuf":
         raise TypeError(f"start has dtype {array.dtype}, but must hold real numbers")
     pairs = array.shape[-1] if axis and array.ndim >= 2 else 1
     full = (*shape, n, pairs) if axis else (*shape, n)
     try:
-        array = np.broadcast_to(array.astype(np.float64), full)
+        array = xp.broadcast_to(array.astype(np.float64), full)
     except ValueError:
         raise ConfigError(f"start has shape {array.shape}, which does not broadcast to {full}") from None
     vectors = array.reshape(-1, n, pairs).swapaxes(1, 2)
-    usable = np.isfinite(vectors).all(axis=2, keepdims=True)
-    vectors = np.where(usable, vectors, 0.0)
-    largest = np.abs(vectors).max(axis=2, keepdims=True, initial=0.0)
-    return np.ascontiguousarray(vectors / np.where(largest > 0, largest, 1.0))
+    usable = xp.isfinite(vectors).all(axis=2, keepdims=True)
+    vectors = xp.where(usable, vectors, 0.0)
+    if vectors.size == 0:
+        return vectors
+    largest = abs(vectors).max(axis=2, keepdims=True)
+    return xp.ascontiguousarray(vectors / xp.where(largest > 0, largest, 1.0))
 
 
 # --- results ---------------------------------------------------------------------------------
 
 
-def _result(found: Found, shape: tuple[int, ...], axis: bool) -> EigenResult:
+def _result(found: Found, shape: tuple[int, ...], axis: bool, xp: Any) -> EigenResult:
     def shaped(array: NDArray[Any]) -> NDArray[Any]:
         return array.reshape(*shape, array.shape[1]) if axis else array[:, 0].reshape(shape)
 
@@ -286,5 +326,5 @@ def _result(found: Found, shape: tuple[int, ...], axis: bool) -> EigenResult:
         shaped(found.bound),
         shaped(found.converged),
         found.iterations.reshape(shape),
-        np.ascontiguousarray(vectors.swapaxes(-1, -2)) if axis else vectors[..., 0, :],
+        xp.ascontiguousarray(vectors.swapaxes(-1, -2)) if axis else vectors[..., 0, :],
     )

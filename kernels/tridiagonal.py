@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from catapult_fast.kernels.compile import inner
+from catapult_fast.kernels.dense.rounding import UNIT
+from catapult_fast.kernels.dense.vectors import larger
 from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import any_lane, fill, fma, load, magnitude, select, sqrt, store
 
@@ -185,6 +187,39 @@ def eigenvector(alpha, beta, size, x, pivots, down, up, weights):
     for i in range(size):
         rolled()
         store(weights, i, load(weights, i) * scale)
+
+
+@inner
+def size_of_columns(alpha, beta, size):
+    """Largest length of a column of T, and bounds of its norm and of its eigenvalues by Gershgorin's discs."""
+    longest = widest = before = fill(load(alpha, 0), 0.0)
+    above = fill(longest, -np.inf)
+    for i in range(size):
+        rolled()
+        a, b = load(alpha, i), before
+        after = magnitude(load(beta, i)) if i + 1 < size else fill(a, 0.0)
+        longest = larger(fma(a, a, fma(b, b, after * after)), longest)
+        widest = larger(magnitude(a) + b + after, widest)
+        above = larger(a + b + after, above)
+        before = after
+    return sqrt(longest), widest, above
+
+
+@inner
+def proven_top(alpha, beta, size, certify, error, pivots, down, up, weights):
+    """Leave the top eigenvector of T in ``weights``.
+
+    Returns a lower estimate of the norm, a bound of it, and an upper bound of the top eigenvalue of every matrix
+    within ``error`` of T, which is infinite where the pivots of T do not prove it.
+    """
+    longest, widest, above = size_of_columns(alpha, beta, size)
+    top = largest(alpha, beta, size, above + 4.0 * UNIT * widest, pivots, weights)
+    upper = top + 64.0 * UNIT * widest
+    if certify:
+        proven = not_below(alpha, beta, size, upper) == 0.0
+        upper = select(proven, upper + (error + 8.0 * UNIT * (magnitude(top) + widest)), np.inf)
+    eigenvector(alpha, beta, size, top, pivots, down, up, weights)
+    return larger(magnitude(top), longest), widest, upper
 
 
 @inner

@@ -353,7 +353,7 @@ def test_no_answer_at_all(monkeypatch):
         raise scipy.linalg.LinAlgError
 
     monkeypatch.setattr(scipy.linalg, "eigh", fails)
-    monkeypatch.setattr(dense_spectrum, "_steps", lambda n: 4)
+    monkeypatch.setattr(dense_spectrum, "steps_before_direct", lambda n: 4)
     found = cf.top_eig(batch(1, 200)[0])
     assert not found.converged
 

@@ -16,7 +16,7 @@ import numpy as np
 from catapult_fast.kernels import tridiagonal
 from catapult_fast.kernels.compile import inner, jit
 from catapult_fast.kernels.dense.reduce import back_transform, reduce, row
-from catapult_fast.kernels.dense.rounding import TINY, UNIT, quotient_error, reduction_error
+from catapult_fast.kernels.dense.rounding import TINY, UNIT, inner_bound, outer_bound, reduction_error
 from catapult_fast.kernels.dense.vectors import dot, larger, load_at, transpose
 from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import LANES, empty, fill, fma, load, magnitude, select, sqrt, store, widen
@@ -229,22 +229,6 @@ def _multiply(matrix, n, v, at, out):
 
 
 @inner
-def _size_of_columns(alpha, beta, n):
-    """Largest length of a column of T, and bounds of its norm and of its eigenvalues by Gershgorin's discs."""
-    longest = widest = before = fill(load(alpha, 0), 0.0)
-    above = fill(longest, -np.inf)
-    for i in range(n):
-        rolled()
-        a, b = load(alpha, i), before
-        after = magnitude(load(beta, i)) if i + 1 < n else fill(a, 0.0)
-        longest = larger(fma(a, a, fma(b, b, after * after)), longest)
-        widest = larger(magnitude(a) + b + after, widest)
-        above = larger(a + b + after, above)
-        before = after
-    return sqrt(longest), widest, above
-
-
-@inner
 def _propose(w, n, at, certify, frobenius, a, ahead):
     """Leave the top eigenvector of ``w.work`` in ``w.vectors[at:]``.
 
@@ -255,16 +239,11 @@ def _propose(w, n, at, certify, frobenius, a, ahead):
     alpha, beta, scale, update, product = columns[0], columns[1], columns[2], columns[3], columns[4]
     pivots, weights = columns[5], columns[6]
     reduce(w.work, n, alpha, beta, scale, update, product, a, ahead)
-    longest, widest, above = _size_of_columns(alpha, beta, n)
-    top = tridiagonal.largest(alpha, beta, n, above + 4.0 * UNIT * widest, pivots, weights)
-    upper = top + 64.0 * UNIT * widest
-    if certify:
-        proven = tridiagonal.not_below(alpha, beta, n, upper) == 0.0
-        error = reduction_error(n, frobenius) + 8.0 * UNIT * (magnitude(top) + widest)
-        upper = select(proven, upper + error, np.inf)
-    tridiagonal.eigenvector(alpha, beta, n, top, pivots, update, product, weights)
+    estimate, widest, upper = tridiagonal.proven_top(
+        alpha, beta, n, certify, reduction_error(n, frobenius), pivots, update, product, weights
+    )  # fmt: skip
     back_transform(w.work, n, scale, weights, w.vectors, at)
-    return larger(magnitude(top), longest), widest, upper
+    return estimate, widest, upper
 
 
 @inner
@@ -329,9 +308,8 @@ def _pair(w, n, j, certify, tolerance, frobenius, size, taken, skew, joint, a, a
     squared_length = dot(w.vectors, j * n, w.vectors, j * n, n) - 1.0
     store(joint, 0, load(joint, 0) + 2.0 * straight + squared_length * squared_length)
     store(joint, 1, load(joint, 1) + 2.0 * crossed)
-    error = 0.5 * skew + 4.0 * UNIT * frobenius
-    lower = value - quotient_error(n + 2.0, frobenius, magnitude(value)) - error
-    upper = select(upper < frobenius, upper, frobenius) + taken + error
+    lower = inner_bound(value, magnitude(value), n + 2.0, frobenius, skew)
+    upper = outer_bound(select(upper < frobenius, upper, frobenius), taken, frobenius, skew)
     room = 4.0 * tolerance * load(w.numbers, 6)
     k = w.vectors.shape[0]
     store(w.bounds, j, value)

@@ -26,6 +26,18 @@ def quotient_error(height, frobenius, theta_size):
 
 
 @body
+def inner_bound(value, size, height, frobenius, skew):
+    """The Rayleigh quotient, of magnitude ``size``, lowered by its rounding and by that of the symmetric part."""
+    return value - quotient_error(height, frobenius, size) - (0.5 * skew + 4.0 * UNIT * frobenius)
+
+
+@body
+def outer_bound(upper, taken, frobenius, skew):
+    """An upper bound, raised by the rounding of taking pairs away and of the symmetric part."""
+    return upper + taken + (0.5 * skew + 4.0 * UNIT * frobenius)
+
+
+@body
 def reduction_error(n, frobenius):
     """Bound of ``|Q T Q^T - A|_2`` after the Householder reduction of `reduce`, Q being exactly orthogonal.
 
@@ -36,6 +48,16 @@ def reduction_error(n, frobenius):
 
 
 @body
+def team_reduction_error(n, slabs, frobenius):
+    """The same after the reduction by a team of threads, ``slabs`` of them to a column (`teams_on_cuda`).
+
+    Sums have other orders there: sixteen partial ones in a length or scalar product, ``slabs`` in a product
+    with the matrix. Step k costs at most ``((1.62 + 8/slabs) k + 675 + 8 slabs) u |A|_F``.
+    """
+    return _SLACK * UNIT * ((0.81 + 4.0 / slabs) * n * n + (675.0 + 8.0 * slabs) * n) * frobenius + TINY
+
+
+@body
 def factor_error(height, trace):
     """Bound of ``|R^T R - M|_2`` of a Cholesky factorization of M that ran to its end.
 
@@ -43,3 +65,13 @@ def factor_error(height, trace):
     the trace of M but for the same factor (Higham 2002, theorem 10.3 and its proof).
     """
     return _SLACK * UNIT * height * trace + TINY
+
+
+@body
+def product_error(height, size):
+    """Bound of the rounding of ``M - L L^T`` in the Frobenius norm, no term passing more than ``height`` roundings.
+
+    ``size`` is ``|M|_F + |L|_F^2``: entry by entry the error is at most ``h u (|M| + |L| |L|^T)``. A hundredth more
+    covers the rounding of the norms.
+    """
+    return _SLACK * _SLACK * UNIT * height * size + TINY

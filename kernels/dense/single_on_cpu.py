@@ -9,7 +9,7 @@ import numpy as np
 from catapult_fast.kernels.compile import inner, jit
 from catapult_fast.kernels.dense import krylov, tiles
 from catapult_fast.kernels.dense.cholesky import factor, height
-from catapult_fast.kernels.dense.rounding import TINY, UNIT, factor_error, quotient_error
+from catapult_fast.kernels.dense.rounding import TINY, UNIT, factor_error, inner_bound, outer_bound
 from catapult_fast.kernels.loops import rolled
 from catapult_fast.kernels.simd import LANES, empty, fma, load
 
@@ -110,7 +110,6 @@ def _pair(matrix, w, pairs, b, j, m, n, given, tolerance, limit, certify, froben
     joint[0] += 2.0 * straight + off * off
     joint[1] += 2.0 * crossed
     taken = j * (4.0 + 3.0 * j) * 1.1 * UNIT * frobenius
-    error = 0.5 * skew + 4.0 * UNIT * frobenius
     upper, proven = frobenius, False
     room *= pairs.norm[b]
     if certify and residual <= tolerance * pairs.norm[b]:
@@ -131,8 +130,8 @@ def _pair(matrix, w, pairs, b, j, m, n, given, tolerance, limit, certify, froben
         proven = free - value <= max(room, frobenius * 1e-10)
         upper = min(upper, free)
     pairs.values[b, j], pairs.residuals[b, j] = value, residual
-    pairs.lower[b, j] = value - quotient_error(2.0 * m + 32.0, frobenius, abs(value)) - error
-    pairs.upper[b, j], pairs.proven[b, j] = upper + taken + error, proven
+    pairs.lower[b, j] = inner_bound(value, abs(value), 2.0 * m + 32.0, frobenius, skew)
+    pairs.upper[b, j], pairs.proven[b, j] = outer_bound(upper, taken, frobenius, skew), proven
 
 
 @inner

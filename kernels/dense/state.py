@@ -23,9 +23,9 @@ class Pairs(NamedTuple):
     vectors: np.ndarray  # (B, k, n)
 
 
-def pairs(count, k, n):
-    """Empty results."""
-    several = [np.empty((count, k)) for _ in range(4)]
-    one = [np.empty(count) for _ in range(3)]
-    whole = [np.zeros(count, np.int32) for _ in range(2)]
-    return Pairs(*several, np.zeros((count, k), np.int8), *one, *whole, np.empty((count, k, n)))
+def pairs(count, k, n, xp=np):
+    """Empty results, in arrays of the module ``xp``."""
+    several = [xp.empty((count, k)) for _ in range(4)]
+    one = [xp.empty(count) for _ in range(3)]
+    whole = [xp.zeros(count, np.int32) for _ in range(2)]
+    return Pairs(*several, xp.zeros((count, k), np.int8), *one, *whole, xp.empty((count, k, n)))
