@@ -106,7 +106,8 @@ def tolerance_of(sweep: Sweep, span: Span) -> float:
     return relative * (1.0 + float(np.linalg.norm(span.target * span.sigma)))
 
 
-def _inverse(spectrum: Array) -> Array:
+def inverse(spectrum: Array) -> Array:
+    """``1/s``, and 0 where s is 0."""
     return np.divide(1.0, spectrum, out=np.zeros_like(spectrum), where=spectrum > 0)
 
 
@@ -283,7 +284,7 @@ class Root(Form):
             spectrum=spectrum,
             wide_spectrum=simd.repeat(spectrum),
             sigma=span.sigma,
-            inverse=_inverse(spectrum),
+            inverse=inverse(spectrum),
             target=span.target,
             offset=span.offset,
             features=span.features,
@@ -370,7 +371,7 @@ class LaneBlocks(Form):
             wide_spectrum=self._vectors(spectrum),
             target=self._vectors(self._pad(self.span.target[0])).astype(dtype),
             diagonal_at=self._diagonal_at(),
-            diagonal_weight=self._diagonal_weight(_inverse(spectrum)),
+            diagonal_weight=self._diagonal_weight(inverse(spectrum)),
             dimension=self.dimension,
             offset=self.span.offset,
             cross_entropy=False,

@@ -16,13 +16,52 @@ from __future__ import annotations
 
 from catapult_fast.kernels.compile import body
 
+# Where a squared norm followed by its increments calls for a closer look, as a share of the bound.
+NEAR = 0.99
+# So far below overflow that nothing else can have overflowed.
+HUGE = 1e280
+
+
+@body
+def lengths(eta, root_n):
+    """``a`` and ``a/sqrt(n_eff)``."""
+    a = eta / root_n
+    return a, a / root_n
+
+
+@body
+def moves(a_block, along, eta, a, lean):
+    """Factors of one step: (g in p, F in p, g in F', Y in F'), from <rho, F>."""
+    half = 0.5 * (a * a) * a_block
+    drift = (a * a) * along - eta * a_block
+    return half, -lean, drift, -eta
+
+
+@body
+def readout_after(a_block, along, curved, a, lean):
+    """A' from <rho, F> and <rho, Y>."""
+    return a_block + ((a * a) * curved - 2.0 * lean * along)
+
 
 @body
 def coefficients(a_block, along, curved, eta, root_n):
     """Factors of one step: (g in p, F in p, g in F', Y in F') and A' from <rho, F> and <rho, Y>."""
-    a = eta / root_n
-    lean = a / root_n
-    half = 0.5 * (a * a) * a_block
-    drift = (a * a) * along - eta * a_block
-    after = a_block + ((a * a) * curved - 2.0 * lean * along)
-    return half, -lean, drift, -eta, after
+    a, lean = lengths(eta, root_n)
+    half, back, drift, fall = moves(a_block, along, eta, a, lean)
+    return half, back, drift, fall, readout_after(a_block, along, curved, a, lean)
+
+
+@body
+def is_calm(squares, norm, near, gradient, small):
+    """Whether a step needs no closer look, from ``|rho|^2``, the weights' norm and ``|dL/dW|^2``; false for NaN."""
+    return (squares < HUGE) & (norm <= near) & (gradient > small)
+
+
+@body
+def pair_weights(half, lean, along_g, along_rho, along_target):
+    """Weights of ``s * rho`` and of rho + T in the pair's product with x, ``p (g, x) + g (p, x)``.
+
+    With ``g = s * rho`` and ``p = half g + lean (rho + T)``, for F = rho + T, a pair is its rho and two numbers:
+    ``along_g = <s * rho, x>``, ``along_rho = <rho, x>``, ``along_target = <T, x>`` give ``(p, x)``.
+    """
+    return 2.0 * half * along_g + lean * (along_rho + along_target), lean * along_g

@@ -7,17 +7,13 @@ may be over, the state is looked at closely.
 from __future__ import annotations
 
 from catapult_fast.kernels.blocks import columns_on_cpu, lanes_on_cpu  # noqa: F401  (their bodies)
+from catapult_fast.kernels.blocks.formula import NEAR, is_calm
 from catapult_fast.kernels.blocks.judge_on_cpu import judge
 from catapult_fast.kernels.blocks.layout import turn
 from catapult_fast.kernels.blocks.update_on_cpu import along_of, begin, shift, tile_of
 from catapult_fast.kernels.compile import inner, jit
 from catapult_fast.kernels.linear.ending_on_cpu import hush, note, squared_norm
 from catapult_fast.kernels.simd import any_lane, load, select, store
-
-# Where a squared norm followed by its increments calls for a closer look, as a share of the bound.
-_NEAR = 0.99
-# So far below overflow that nothing else can have overflowed.
-_HUGE = 1e280
 
 
 @inner
@@ -33,7 +29,7 @@ def _stretch(problem, state, tile, step, t1, schedule, trace, scratch):
     rate, root_n = select(running, load(state.eta, tile), 0.0), load(state.root_n, tile)
     norm_v, along = load(state.norm_v, tile), along_of(problem, part)
     others = squared_norm(problem, state, tile) - norm_v
-    near, small = load(state.norm_bound, tile) * _NEAR, problem.gradient_tolerance * abs(problem.gradient_tolerance)
+    near, small = load(state.norm_bound, tile) * NEAR, problem.gradient_tolerance * abs(problem.gradient_tolerance)
     loss, last_loss = load(state.loss, tile), load(state.last_loss, tile)
     peak, peak_step, late_peak = load(state.peak, tile), load(state.peak_step, tile), load(state.late_peak, tile)
     alarm = False
@@ -44,7 +40,7 @@ def _stretch(problem, state, tile, step, t1, schedule, trace, scratch):
         turn(problem, part.packed, scratch.push, scratch.pull, part.rho, part.product)
         step += 1
         others = others + grown
-        calm = (squares < _HUGE) & (norm_v + others <= near) & (gradient > small)
+        calm = is_calm(squares, norm_v + others, near, gradient, small)
         if any_lane(running & ~calm):
             alarm = True
             break

@@ -25,7 +25,7 @@ MAX_CYCLES = 12
 # one, at half the price of a cold start.
 FRESH = 1e-4
 # Sizes of T at which the end is tested: a test solves T, at the cost of a small product.
-_TESTED = sum(1 << size for size in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 17, 20, 23, 27, 31, 36, 42, 48, 55))
+TESTED = sum(1 << size for size in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 17, 20, 23, 27, 31, 36, 42, 48, 55))
 
 
 class Workspace(NamedTuple):
@@ -193,7 +193,7 @@ def _cycle(operator, mu, dimension, tolerance, work, value, residual):
         rolled()
         alpha, beta = _expand(operator, mu, work, k, r)
         above = alpha if k == 0 else bordered_bound(above, previous, alpha)
-        if (_TESTED >> (k + 1)) & 1 or k + 1 == m:
+        if (TESTED >> (k + 1)) & 1 or k + 1 == m:
             top, error = _ritz_pair(work, k + 1, above, beta)
             above = top
             # False for NaN as well: a lane that overflowed must not keep the others going.
