@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from catapult_fast import forms
+from catapult_fast import devices, forms
 from catapult_fast.compress import Span
 from catapult_fast.forms import NO_TRACE, Array, Form, Places, tolerance_of, wants_sharpness
 from catapult_fast.kernels.arrays import to_host
@@ -53,6 +53,15 @@ def module() -> Any:
     import cupy
 
     return cupy
+
+
+def goes_once(r: int) -> bool:
+    """Whether a kernel of Numba's goes over the pairs once, where matrix products would go twice."""
+    if devices.reason("cuda") is not None:
+        return False
+    from catapult_fast.kernels.blocks.history_on_cuda import LARGEST
+
+    return r <= int(LARGEST)
 
 
 def form_of(sweep: Sweep, span: Span) -> type[Form]:
@@ -375,6 +384,11 @@ class _Blocks(PanelForm):
             fitted[self.xp.asarray(lanes)] = self.xp.asarray(begin.fitted[0].astype(self.sweep.dtype))
         return fitted
 
+    def _of(self, base: Any, tile: int) -> Any:
+        once = goes_once(len(self.span.sigma))
+        steps = self.sweep.steps
+        return blocks.BlocksPanel(self.xp, self.problem, self._fitted(tile), base, steps, one_pass=once)
+
     def _matrix(self, begin: Start) -> Any:
         u = self.xp.asarray(begin.u)
         return u.T @ u
@@ -390,8 +404,7 @@ class SharedBlocks(_Blocks):
             matrices = self._in_order(matrices, tile)
         else:
             members = [self._mask(lanes) for _, lanes in self.starts[tile]]
-        base = blocks.SharedMatrices(self.xp, matrices, members, self.sweep.dtype)
-        return blocks.BlocksPanel(self.xp, self.problem, self._fitted(tile), base, self.sweep.steps)
+        return self._of(blocks.SharedMatrices(self.xp, matrices, members, self.sweep.dtype), tile)
 
     def _in_order(self, matrices: list[Any], tile: int) -> list[Any]:
         """A matrix for each start that the panel has places for."""
@@ -425,8 +438,7 @@ class OwnBlocks(_Blocks):
         matrices = xp.zeros((self.per_tile, r, r), self.sweep.dtype)
         for begin, lanes in self.starts[tile]:
             matrices[xp.asarray(lanes)] = self._matrix(begin).astype(self.sweep.dtype)
-        base = blocks.OwnMatrices(matrices)
-        return blocks.BlocksPanel(xp, self.problem, self._fitted(tile), base, self.sweep.steps)
+        return self._of(blocks.OwnMatrices(matrices), tile)
 
     @classmethod
     def bytes_per_member(cls, sweep: Sweep, span: Span, rest: int) -> int:

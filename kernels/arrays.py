@@ -32,6 +32,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
             kernels[xp.__name__] = xp.fuse(kernel_name=name)(functools.partial(function, xp))
         return kernels[xp.__name__](*arrays)
 
+    call.fused = True  # type: ignore[attr-defined]
     return call
 
 

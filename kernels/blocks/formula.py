@@ -64,4 +64,5 @@ def pair_weights(half, lean, along_g, along_rho, along_target):
     With ``g = s * rho`` and ``p = half g + lean (rho + T)``, for F = rho + T, a pair is its rho and two numbers:
     ``along_g = <s * rho, x>``, ``along_rho = <rho, x>``, ``along_target = <T, x>`` give ``(p, x)``.
     """
-    return 2.0 * half * along_g + lean * (along_rho + along_target), lean * along_g
+    pull = half * along_g
+    return (pull + pull) + lean * (along_rho + along_target), lean * along_g

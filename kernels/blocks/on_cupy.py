@@ -74,13 +74,19 @@ class BlocksPanel(Panel):
     base : SharedMatrices or OwnMatrices
     steps : int
         Of the run: with shared matrices the pairs of all of them are kept.
+    one_pass : bool
+        Of the history; see there.
     """
 
-    def __init__(self, xp: Any, problem: Problem, fitted: Any, base: SharedMatrices | OwnMatrices, steps: int) -> None:
+    def __init__(
+        self, xp: Any, problem: Problem, fitted: Any, base: SharedMatrices | OwnMatrices, steps: int, *,
+        one_pass: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(xp, problem, len(fitted))
         self.fitted, self.base = fitted, base
         self.rho, self.product = xp.zeros_like(fitted), xp.zeros_like(fitted)
-        self.pairs = History(xp, problem, self.size, 1 if self._folds() else -(-steps // GROUP))
+        groups = 1 if self._folds() else -(-steps // GROUP)
+        self.pairs = History(xp, problem, self.size, groups, one_pass=one_pass)
         self.used = 0
 
     def _folds(self) -> bool:
@@ -89,7 +95,7 @@ class BlocksPanel(Panel):
     def _times(self, x: Any, pairs: int) -> Any:
         """``C x`` with the first pairs that are kept; a place that a member has not filled counts as nothing."""
         product = self.base.times(x)
-        return product + self.pairs.times(x, pairs) if pairs else product
+        return self.pairs.add_to(product, x, pairs) if pairs else product
 
     def move(self, t: int, multiplier: float, active: Any) -> None:
         """Apply the update after ``t`` of them to the active members."""

@@ -112,6 +112,7 @@ class _Run:
     def cycle(self, running: np.ndarray, found: Tops) -> None:
         """Run until every member meets the tolerance or the basis is full; ``running`` loses those that do."""
         xp, live = self.xp, running.copy()
+        mask = xp.asarray(live)[:, None]
         self.weights = np.zeros((self.longest, self.count))
         alphas: list[Any] = []
         betas: list[Any] = []
@@ -131,7 +132,8 @@ class _Run:
                 live = live & ~stop
                 if not live.any():
                     return
-            self._keep(k + 1, _scaled(xp, product, beta[:, None], xp.asarray(live)[:, None]))
+                mask = xp.asarray(live)[:, None]
+            self._keep(k + 1, _scaled(xp, product, beta[:, None], mask))
 
     def ritz_vector(self) -> Any:
         """Basis times weights, (B, n)."""

@@ -61,7 +61,7 @@ class RootPanel(Panel):
 
     def _like(self, numbers: Any) -> Any:
         """A number of each member, in the state's precision, for each entry of a matrix."""
-        return numbers.astype(self.u.dtype)[:, None, None]
+        return numbers.astype(self.u.dtype, copy=False)[:, None, None]
 
     def _gram(self) -> Any:
         v = self.v.astype(np.float64, copy=False)
