@@ -68,8 +68,8 @@ class Entry(NamedTuple):
     prepare: Callable[[], Any] = lambda: None
 
 
-def measured(entry: Entry, budget: Budget) -> Times:
-    """Times of the first call, and of as many more as make a sample and are affordable; at least one."""
+def measured(entry: Entry, budget: Budget, *, quick: bool = False) -> Times:
+    """Times of the first call, and of as many more as make a sample and are affordable; one if it must be quick."""
     taken: list[float] = []
 
     def take() -> float:
@@ -78,7 +78,8 @@ def measured(entry: Entry, budget: Budget) -> Times:
 
     first, before = take(), budget.left
     while not taken or (
-        (len(taken) < ROUNDS or sum(taken) < LEAST_SECONDS)
+        not quick
+        and (len(taken) < ROUNDS or sum(taken) < LEAST_SECONDS)
         and len(taken) < MOST_ROUNDS
         and budget.left > (before - budget.left) / len(taken)  # with what prepares it
     ):
@@ -162,8 +163,8 @@ def checked(sweep: Sweep, backend: str, steps: int) -> Checked:
     return Checked(losses, difference(losses[::every], cpu.losses()), max(0.0, first - again))
 
 
-def _own_row(sweep: Sweep, backend: str, found: Checked, budget: Budget) -> Row:
-    own = Own(sweep, backend)
+def _own_row(setup: Setup, sweep: Sweep, found: Checked, budget: Budget) -> Row:
+    own = Own(sweep, setup.backend)
     last: list[Any] = []
 
     def keep(blocks: list[Any]) -> None:
@@ -174,11 +175,11 @@ def _own_row(sweep: Sweep, backend: str, found: Checked, budget: Budget) -> Row:
         last.clear()  # two states at once might not fit
         return own.start()
 
-    times = measured(Entry(keep, start), budget)
+    times = measured(Entry(keep, start), budget, quick=setup.quick)
     if not own.observed(last, "running").all():
         raise AssertionError("a member ended before its last step: this case compares whole runs")
-    form = getattr(getattr(last[0], "form", None), "__class__", None)
-    setting = f"{backend}{'' if form is None else f', {form.__name__}'}"
+    form = getattr(last[0], "form", None)
+    setting = setup.backend if form is None else f"{setup.backend}, {type(form).__name__}"
     return Row("catapult_fast", sweep.n_members * sweep.steps, times._replace(first=times.first + found.loading),
                setting, found.error)  # fmt: skip
 
@@ -233,7 +234,7 @@ def peer_row(setup: Setup, peer: Peer, sweep: Sweep, problem: Linear | Scalar, o
         return Row(peer.name, work, absent=f"left out: about {needed:.0f} s are needed, {budget.left:.0f} s were left")
     try:
         whole: Prepared = prepare_on(setup.device, peer, problem, steps, **best.setting)
-        times = measured(Entry(lambda _: whole.call()), budget)
+        times = measured(Entry(lambda _: whole.call()), budget, quick=setup.quick)
     except Exception as error:  # noqa: BLE001
         return Row(peer.name, work, absent=f"failed: {reason_of(error)}")
     text = ", ".join(f"{key} {value}" for key, value in best.setting.items() if value != 1 << 30)
@@ -251,7 +252,7 @@ def contest(
     check = min(CHECKED, sweep.steps)
     try:
         found = checked(sweep, setup.backend, check)
-        rows = [_own_row(sweep, setup.backend, found, setup.budget.at_most(OWN_SHARE * setup.budget.left))]
+        rows = [_own_row(setup, sweep, found, setup.budget.at_most(OWN_SHARE * setup.budget.left))]
     except Exception as error:  # noqa: BLE001  (an engine that is missing, or fails: the peers tell nothing then)
         yield [Row("catapult_fast", float(sweep.n_members * sweep.steps), absent=reason_of(error))]
         return
@@ -268,9 +269,9 @@ def contest(
 def _once_more(setup: Setup, sweep: Sweep, row: Row, found: Checked) -> Row:
     """Our row with samples of the end of the case, by which its spread shows what has changed meanwhile."""
     assert row.times is not None
-    if setup.budget.left < 3.0 * max(row.times.first, row.times.minimum):
+    if setup.quick or setup.budget.left < 3.0 * max(row.times.first, row.times.minimum):
         return row
-    again = _own_row(sweep, setup.backend, found, setup.budget.at_most(setup.budget.left / 2))
+    again = _own_row(setup, sweep, found, setup.budget.at_most(setup.budget.left / 2))
     assert again.times is not None
     return Row(
         row.name, row.work, row.times._replace(samples=row.times.samples + again.times.samples), row.setting, row.error

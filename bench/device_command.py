@@ -68,12 +68,10 @@ class Shell:
         target.unlink(missing_ok=True)
         command = [sys.executable, "-m", "catapult_fast", "run", f"{name}.toml", "-o", str(target), "-q", *options]
         places = [str(Path(catapult_fast.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {
-            "NUMBA_CACHE_DIR": str(self.folder / cache),
-            "CUPY_CACHE_DIR": str(self.folder / cache / "cupy"),
-            "CUDA_CACHE_PATH": str(self.folder / cache / "driver"),
-            "PYTHONPATH": os.pathsep.join(places),
-        }
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+        if not self.setup.quick:
+            caches = {"NUMBA_CACHE_DIR": "numba", "CUPY_CACHE_DIR": "cupy", "CUDA_CACHE_PATH": "driver"}
+            environment |= {variable: str(self.folder / cache / place) for variable, place in caches.items()}
         said = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False,
             timeout=max(1.0, self.setup.budget.left),
@@ -110,11 +108,12 @@ def command(setup: Setup) -> Iterator[Result]:
             return
         rows.append(Row(_OURS, work[_OURS], Times(cold, (cold,), 1), "compiles", error))
         yield _result(setup, size, rows)
-        first = seconds(lambda: shell.call("cpu", *on_cpu, cache="two"))
-        again = seconds(lambda: shell.call("cpu", *on_cpu, cache="two"))
+        first = again = seconds(lambda: shell.call("cpu", *on_cpu, cache="two"))
+        if not setup.quick:
+            again = seconds(lambda: shell.call("cpu", *on_cpu, cache="two"))
         rows.append(Row(_CPU, work[_CPU], Times(first, (again,), 1), f"{size.seeds_on_cpu} seeds, compiled before"))
         yield _result(setup, size, rows)
-        if setup.budget.left > 1.5 * cold:
+        if not setup.quick and setup.budget.left > 1.5 * cold:
             warm = seconds(lambda: shell.call("device", *on_device, cache="one"))
             rows.append(Row(_AGAIN, work[_OURS], Times(warm, (warm,), 1), "cache"))
             yield _result(setup, size, rows)

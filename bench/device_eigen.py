@@ -37,11 +37,7 @@ SIZES = {
     "device-eig-256": Size(4096, 256, 256, 10.0),
     "device-eig-2048": Size(64, 2048, 2, 5.0),
 }
-QUICK = {
-    "device-eig-64": Size(2, 5, 1, 10.0),
-    "device-eig-256": Size(2, 7, 2, 10.0),
-    "device-eig-2048": Size(1, 9, 1, 5.0),
-}
+QUICK = {name: Size(2 if name == "device-eig-64" else 1, 3, 1, size.goal) for name, size in SIZES.items()}
 
 
 class Batch(NamedTuple):
@@ -107,7 +103,7 @@ def _own_row(setup: Setup, label: str, options: dict[str, Any], given: Any, true
         return Row(label, len(true), absent="failed: not all matrices converged")
     if "certify" not in options and not (_host(result.bound) == PROVEN).all():
         text += f", {100 * float(np.mean(_host(result.bound) == PROVEN)):.4g} % proven"
-    return Row(label, len(true), measured(Entry(call), budget), text, _far(result.eigenvalues, true))
+    return Row(label, len(true), measured(Entry(call), budget, quick=setup.quick), text, _far(result.eigenvalues, true))
 
 
 def _peer_row(setup: Setup, peer: Peer, given: Any, true: Array, budget: Budget) -> Row:
@@ -142,7 +138,7 @@ def _peer_row(setup: Setup, peer: Peer, given: Any, true: Array, budget: Budget)
         taken, error = solve(count, setting)
     options = {key: value for key, value in setting.items() if key != "calls"}
     call = solver(device=setup.device, **options)
-    times = measured(Entry(lambda _: library.wait(call(matrices[:count]))), budget)
+    times = measured(Entry(lambda _: library.wait(call(matrices[:count]))), budget, quick=setup.quick)
     text = eigen.text_of(options) + ("" if count == len(true) else f" the first {count}")
     return Row(peer.name, count, times, text.strip(), error)
 

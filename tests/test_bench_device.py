@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -41,7 +42,7 @@ def on_numpy(monkeypatch):
 
 
 def setup(name="device-r16", seconds=60.0, **other):
-    return contest.Setup(name, "cpu", "cpu", CEILINGS, Budget(seconds), quick=True)._replace(**other)
+    return contest.Setup(name, "cpu", "cpu", CEILINGS, Budget(seconds), quick=False)._replace(**other)
 
 
 # Peers ---------------------------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def test_eigensolvers_on_a_device(peer, on_numpy, monkeypatch):
         monkeypatch.setattr(device_eigen, "absent_on", lambda device, peer: None)
     elif peers.absent_on("cpu", peer):
         pytest.skip(peers.absent_on("cpu", peer))
-    row = device_eigen._peer_row(setup(), peer, given.matrices, given.true, Budget(20.0))
+    row = device_eigen._peer_row(setup(quick=True), peer, given.matrices, given.true, Budget(20.0))
     assert row.times is not None
     assert row.error < 1e-7
     assert row.work == 5
@@ -120,6 +121,11 @@ def test_matrices_of_a_batch_differ_and_their_values_are_known():
 def rows_of(peers_of_case, **other):
     sweep = device_cases.linear_sweep(SIZE)
     return list(contest.contest(setup(**other), sweep, linear_problem, peers_of_case))
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    monkeypatch.setattr(contest, "LEAST_SECONDS", 0.01)
 
 
 CUPY = peers.Peer("CuPy, Gram form", "cupy", "gram", {"batch": (4,), "fused": (True, False)})
@@ -436,13 +442,14 @@ def test_a_device_has_cases_of_its_own(present):
 
 def test_goals_and_shares_of_a_case(cupy_is_there, monkeypatch):
     monkeypatch.setattr(device_cases, "linear_peers_on_device", lambda r, members: [CUPY])
-    *_, last = device_cases.by_rank(setup("device-r64"))
+    quick = partial(setup, quick=True)
+    *_, last = device_cases.by_rank(quick("device-r64"))
     per_step = last.rows[0].per_step
     assert last.figures["shares"]["fma64"] == pytest.approx(4 * 5**2 / per_step / 2e9)
     assert [goal.bound for goal in last.goals] == [20.0, 0.4]
     assert last.goals[0].measured is None  # JAX was not there
     assert last.goals[1].measured == last.figures["shares"]["fma64"]
-    *_, last = device_cases.one_sample(setup("device-one-sample"))
+    *_, last = device_cases.one_sample(quick("device-one-sample"))
     assert last.figures["shares"]["instructions"] == pytest.approx(3 / last.rows[0].per_step / 1e9)
-    *_, last = device_cases.images(setup("device-784"))
+    *_, last = device_cases.images(quick("device-784"))
     assert "cupy" in last.rows[0].absent  # whatever the back end asked for
