@@ -1,4 +1,7 @@
-"""Largest eigenvalues of a batch by other libraries: each function returns a call from (B, n, n) to (B,)."""
+"""Largest eigenvalues of a batch by other libraries: each function returns a call from (B, n, n) to (B,).
+
+With a ``device`` the matrices are the library's own arrays there, and so is the result; else they are NumPy's.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "cupy_eigsh",
+    "cupy_eigvalsh",
     "jax_eigvalsh",
     "numpy_eigvalsh",
     "scipy_eigsh",
@@ -53,9 +58,12 @@ def scipy_eigsh_warm(*, threads: int, tol: float) -> Solve:
     return lambda a: np.array([follow(run) for run in a])
 
 
-def torch_eigvalsh(*, threads: int) -> Solve:
+def torch_eigvalsh(*, threads: int = 1, device: str = "") -> Solve:
     """All eigenvalues, batched."""
     import torch
+
+    if device:
+        return lambda a: torch.linalg.eigvalsh(a)[:, -1]
 
     def solve(a: Array) -> Array:
         torch.set_num_threads(threads)
@@ -64,15 +72,20 @@ def torch_eigvalsh(*, threads: int) -> Solve:
     return solve
 
 
-def torch_lobpcg(*, threads: int, tol: float) -> Solve:
+def torch_lobpcg(*, threads: int = 1, tol: float, device: str = "") -> Solve:
     """Preconditioned conjugate gradients without a preconditioner, batched."""
     import torch
 
+    def top(a: Any) -> Any:
+        start = torch.randn(len(a), a.shape[-1], 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return torch.lobpcg(a, k=1, X=start.to(a.device), tol=tol, niter=100)[0][:, 0]
+
+    if device:
+        return top
+
     def solve(a: Array) -> Array:
         torch.set_num_threads(threads)
-        start = torch.randn(len(a), a.shape[-1], 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        values, _ = torch.lobpcg(torch.from_numpy(a), k=1, X=start, tol=tol, niter=100)
-        return values[:, 0].numpy()  # type: ignore[no-any-return,unused-ignore]
+        return top(torch.from_numpy(a)).numpy()  # type: ignore[no-any-return,unused-ignore]
 
     return solve
 
@@ -93,10 +106,26 @@ def torch_lobpcg_warm(*, threads: int, tol: float) -> Solve:
     return solve
 
 
-def jax_eigvalsh(*, threads: int) -> Solve:
+def jax_eigvalsh(*, threads: int = 1, device: str = "") -> Solve:
     """All eigenvalues, batched and jitted."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
     solve: Any = jax.jit(lambda a: jax.numpy.linalg.eigvalsh(a)[:, -1])
-    return lambda a: np.asarray(solve(a))
+    return solve if device else lambda a: np.asarray(solve(a))
+
+
+def cupy_eigvalsh(*, device: str) -> Solve:
+    """All eigenvalues, batched."""
+    from catapult_fast.bench.peers_cupy import module
+
+    xp = module()
+    return lambda a: xp.linalg.eigvalsh(a)[:, -1]
+
+
+def cupy_eigsh(*, tol: float, device: str) -> Solve:
+    """CuPy's Lanczos, matrix after matrix."""
+    import cupy
+    from cupyx.scipy.sparse.linalg import eigsh
+
+    return lambda a: cupy.concatenate([eigsh(m, k=1, which="LA", tol=tol, return_eigenvectors=False) for m in a])

@@ -13,29 +13,55 @@ from numpy.typing import NDArray
 
 from catapult_fast.bench.problems import Linear, Scalar
 
-__all__ = ["gram", "root", "scalar_factors", "scalar_pair", "shared"]
+__all__ = ["absent", "gram", "host", "place", "root", "scalar_factors", "scalar_pair", "shared", "wait"]
 
 jax.config.update("jax_enable_x64", True)
 
 Array = NDArray[np.float64]
-Train = Callable[[Array], Array]  # rates to last losses
+Train = Callable[[Any], Any]  # rates to last losses, both where `place` puts them
 
 
-def _of_rates(member: Callable[..., Any], *start: Any) -> Train:
+def absent(device: str) -> str | None:
+    """Why JAX cannot compute on the device, or None."""
+    try:
+        jax.devices(device)
+    except RuntimeError:
+        return f"this jax has no {device} device"
+    return None
+
+
+def place(values: Any, device: str) -> Any:
+    """Put an array on the device; those of other libraries on the same device are taken as they are."""
+    if hasattr(values, "__dlpack__") and not isinstance(values, np.ndarray):
+        return jax.dlpack.from_dlpack(values)
+    return jax.device_put(values, jax.devices(device)[0])
+
+
+def wait(values: Any) -> None:
+    """Wait until an array has been computed."""
+    jax.block_until_ready(values)
+
+
+def host(values: Any) -> Array:
+    """An array in host memory."""
+    return np.asarray(values)
+
+
+def _of_rates(device: str, member: Callable[..., Any], *start: Any) -> Train:
     """Train all rates from one start, which is an argument so that nothing is folded while compiling."""
-    return _compiled(jax.vmap(member, in_axes=(0, *[None] * len(start))), *start)
+    return _compiled(device, jax.vmap(member, in_axes=(0, *[None] * len(start))), *start)
 
 
-def _compiled(train: Callable[..., Any], *start: Any) -> Train:
-    compiled, given = jax.jit(train), tuple(jnp.asarray(value) for value in start)
-    return lambda eta: np.asarray(compiled(jnp.asarray(eta), *given))
+def _compiled(device: str, train: Callable[..., Any], *start: Any) -> Train:
+    compiled, given = jax.jit(train), tuple(place(value, device) for value in start)
+    return lambda eta: compiled(eta, *given)
 
 
 def _scan(step: Callable[[Any], Any], start: Any, steps: int, unroll: int) -> Any:
     return lax.scan(lambda state, _: (step(state), None), start, None, length=steps, unroll=unroll)[0]
 
 
-def gram(problem: Linear, steps: int, *, unroll: int = 1) -> Train:
+def gram(problem: Linear, steps: int, *, unroll: int = 1, device: str = "cpu") -> Train:
     """The blocks ``|v|^2``, F and ``C = u^T u``: r^2 numbers a member."""
     spectrum, target, root_n = jnp.asarray(problem.spectrum), jnp.asarray(problem.target), problem.root_n
 
@@ -58,10 +84,10 @@ def gram(problem: Linear, steps: int, *, unroll: int = 1) -> Train:
         return 0.5 * jnp.sum((f - target) ** 2) + problem.offset
 
     v, u = problem.v, problem.u
-    return _of_rates(member, v @ v, root_n * (v @ u), u.T @ u)
+    return _of_rates(device, member, v @ v, root_n * (v @ u), u.T @ u)
 
 
-def root(problem: Linear, steps: int, *, unroll: int = 1) -> Train:
+def root(problem: Linear, steps: int, *, unroll: int = 1, device: str = "cpu") -> Train:
     """The weights of the compressed network themselves: (r + 1) r numbers a member."""
     spectrum, target, root_n = jnp.asarray(problem.spectrum), jnp.asarray(problem.target), problem.root_n
 
@@ -79,10 +105,10 @@ def root(problem: Linear, steps: int, *, unroll: int = 1) -> Train:
         v, u = _scan(step, (v, u), steps, unroll)
         return 0.5 * jnp.sum((fit(v, u) - target) ** 2) + problem.offset
 
-    return _of_rates(member, problem.v, problem.u)
+    return _of_rates(device, member, problem.v, problem.u)
 
 
-def shared(problem: Linear, steps: int, *, unroll: int = 1) -> Train:
+def shared(problem: Linear, steps: int, *, unroll: int = 1, device: str = "cpu") -> Train:
     """The blocks, with C kept as the start's, one for all rates, and the updates so far as pairs of vectors."""
     spectrum, target, root_n = jnp.asarray(problem.spectrum), jnp.asarray(problem.target), problem.root_n
 
@@ -107,10 +133,10 @@ def shared(problem: Linear, steps: int, *, unroll: int = 1) -> Train:
         return 0.5 * jnp.sum((f - target) ** 2, axis=1) + problem.offset
 
     v, u = problem.v, problem.u
-    return _compiled(train, v @ v, root_n * (v @ u), u.T @ u)
+    return _compiled(device, train, v @ v, root_n * (v @ u), u.T @ u)
 
 
-def scalar_pair(problem: Scalar, steps: int, *, unroll: int = 1) -> Train:
+def scalar_pair(problem: Scalar, steps: int, *, unroll: int = 1, device: str = "cpu") -> Train:
     """The map of output and tangent kernel (arXiv 2003.02218, section 2)."""
     width = problem.width
 
@@ -123,10 +149,10 @@ def scalar_pair(problem: Scalar, steps: int, *, unroll: int = 1) -> Train:
         f, _ = _scan(step, (f, lam), steps, unroll)
         return 0.5 * f * f
 
-    return _of_rates(member, problem.f, problem.lam)
+    return _of_rates(device, member, problem.f, problem.lam)
 
 
-def scalar_factors(problem: Scalar, steps: int, *, unroll: int = 1) -> Train:
+def scalar_factors(problem: Scalar, steps: int, *, unroll: int = 1, device: str = "cpu") -> Train:
     """The map as our kernel has it at target 0: ``u v = eta f/sqrt(n)``, ``u^2 + v^2 = eta lam``."""
     root_n = problem.width**0.5
 
@@ -142,4 +168,4 @@ def scalar_factors(problem: Scalar, steps: int, *, unroll: int = 1) -> Train:
         u, v = _scan(step, (u, w / u), steps, unroll)
         return 0.5 * (u * v * root_n / eta) ** 2
 
-    return _of_rates(member, problem.f, problem.lam)
+    return _of_rates(device, member, problem.f, problem.lam)

@@ -9,10 +9,20 @@ from numpy.typing import NDArray
 
 from catapult_fast.bench.problems import Linear, Scalar
 
-__all__ = ["explicit", "gram", "scalar_blocked", "scalar_plain"]
+__all__ = ["explicit", "gram", "host", "place", "scalar_blocked", "scalar_plain"]
 
 Array = NDArray[np.float64]
 Train = Callable[[Array], Array]  # rates to last losses
+
+
+def place(values: Array, device: str) -> Array:
+    """Arrays are where they should be."""
+    return values
+
+
+def host(values: Array) -> Array:
+    """Arrays are where they should be."""
+    return values
 
 
 def _in_batches(train: Train, batch: int) -> Train:

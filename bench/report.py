@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from catapult_fast.bench.ceilings import Ceilings, text
 from catapult_fast.bench.limits import Limits
 from catapult_fast.bench.timing import Times
 from catapult_fast.errors import StorageError
+from catapult_fast.files import check_writable, write_bytes
 from catapult_fast.machine import available_cores, provenance
 
-__all__ = ["TOLERANCE", "Goal", "Result", "Row", "bench", "header", "machine", "table"]
+__all__ = ["TOLERANCE", "Goal", "Result", "Row", "bench", "device_header", "header", "machine", "table", "write"]
 
 TOLERANCE = 1e-9  # of the answers after the checked steps, relative
 
@@ -111,10 +113,23 @@ def header(limits: Limits) -> str:
     return (
         f"{_processor()}, {limits.cores} cores\n"
         f"fused multiply-add: {limits.fma_one / 1e9:.0f} / {limits.fma_all / 1e9:.0f} GF on one / all cores; "
-        f"matrix product: {limits.matmul_one / 1e9:.0f} / {limits.matmul_all / 1e9:.0f} GF\n"
-        "first+: what the first call took beyond the minimum (compiling, or loading); ratio: time of a member-step\n"
-        "over the first row's, by minima; error: relative difference of the losses after the checked steps\n"
+        f"matrix product: {limits.matmul_one / 1e9:.0f} / {limits.matmul_all / 1e9:.0f} GF\n{_LEGEND}"
     )
+
+
+_LEGEND = (
+    "first+: what the first call took beyond the minimum (compiling, or loading); ratio: time of a member-step\n"
+    "over the first row's, by minima; error: relative difference of the losses after the checked steps\n"
+)
+
+
+def device_header(device: dict[str, Any], ceilings: Ceilings, notes: Iterable[str]) -> str:
+    """Lines above all cases of a device."""
+    known = {"compute capability": "compute_capability", "driver": "driver"}
+    parts = [str(device["name"]), *(f"{name} {device[key]}" for name, key in known.items() if key in device)]
+    if device.get("simulated"):
+        parts.append("sizes of next to nothing, and times that say nothing")
+    return "\n".join([", ".join(parts), text(ceilings), *notes, _LEGEND])
 
 
 # --- JSON ------------------------------------------------------------------------------------
@@ -135,7 +150,7 @@ def _row_values(row: Row, first: Row) -> dict[str, Any]:
         "samples_seconds": list(t.samples),
         "calls_per_sample": t.calls,
         "member_steps_per_second": 1.0 / row.per_step,
-        "ratio": row.per_step / first.per_step,
+        "ratio": row.per_step / first.per_step if first.times else None,
         "error": row.error,
     }
 
@@ -167,21 +182,35 @@ def _version(package: str) -> str | None:
         return None
 
 
+_LIBRARIES = (
+    "jax",
+    "jaxlib",
+    "torch",
+    "scipy",
+    "llvmlite",
+    "numba-cuda",
+    "cuda-bindings",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+)
+
+
 def machine() -> dict[str, Any]:
     """Date, hardware and versions."""
     values = provenance()
-    values["versions"] |= {name: _version(name) for name in ("jax", "jaxlib", "torch", "scipy", "llvmlite")}
+    values["versions"] |= {name: _version(name) for name in _LIBRARIES}
     values |= {"date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "cores": available_cores()}
     load = list(os.getloadavg()) if hasattr(os, "getloadavg") else None
     return values | {"processor": _processor(), "load_before": load}
 
 
-def _write(path: Path, before: dict[str, Any], limits: Limits, results: list[Result]) -> None:
+def write(path: Path, before: dict[str, Any], limits: Limits | Ceilings, results: list[Result]) -> None:
+    """Write the figures found so far: a file that is whole, whenever the run is cut off."""
     values = before | {"limits": limits._asdict(), "cases": [_values(result) for result in results]}
     try:
-        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+        write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
+    except StorageError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
 
 
 def bench(names: Iterable[str], backend: str, output: Path | None, say: Callable[[str], Any]) -> None:
@@ -191,6 +220,7 @@ def bench(names: Iterable[str], backend: str, output: Path | None, say: Callable
     ----------
     names : iterable of str
     backend : str
+        "cuda" and "cupy" have cases of their own.
     output : Path or None
         File for the JSON, written again after every case.
     say : callable
@@ -207,6 +237,13 @@ def bench(names: Iterable[str], backend: str, output: Path | None, say: Callable
     """
     from catapult_fast.bench import cases, limits
 
+    if output is not None:
+        check_writable(output)
+    if backend in ("cuda", "cupy"):
+        from catapult_fast.bench.on_device import bench_on_device
+
+        bench_on_device(names, backend, output, say)
+        return
     chosen = cases.select(names)
     cases.check(backend)
     before, measured, results = machine(), limits.measure(), []
@@ -216,4 +253,4 @@ def bench(names: Iterable[str], backend: str, output: Path | None, say: Callable
         results.append(cases.CASES[name](name, backend, measured))
         say(table(results[-1]))
         if output is not None:
-            _write(output, before, measured, results)
+            write(output, before, measured, results)
