@@ -179,16 +179,21 @@ def _device_reason(backend: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=2)
+_found_usable: set[str] = set()  # a reason may go away, as memory that another process gives back
+
+
 def reason(backend: str) -> str | None:
     """Why a back end cannot run in this process, in one sentence; None if it can.
 
     What can be looked at cheaply comes first; a context on the device is made last.
     """
-    if backend == "cuda" and simulated():
+    if backend in _found_usable or (backend == "cuda" and simulated()):
         return None
     found = _driver_reason() or (_numba_cuda_reason() if backend == "cuda" else _cupy_reason())
-    return found or _libraries_reason(backend) or _device_reason(backend)
+    found = found or _libraries_reason(backend) or _device_reason(backend)
+    if found is None:
+        _found_usable.add(backend)
+    return found
 
 
 def availability(backend: str) -> str:

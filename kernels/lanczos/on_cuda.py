@@ -309,7 +309,7 @@ def kernel_of(shape: Shape, rank: int):
     n_parts, n_rows, n_terms, n_folded = members * patch * span, members * size, members * width, members * _FOLD
     n_dots, n_small, n_held = members * basis * pieces, members * _ROWS * basis, members * _HELD
 
-    @device.kernel(launch_bounds=(members * width, 1))
+    @device.kernel(launch_bounds=(members * width, max(1, 8 // -(-members * width // 32))))
     def top(operator, which, vectors, value, residual):
         parts = cuda.shared.array(n_parts, np.float64)
         scaled = cuda.shared.array(n_rows, np.float64)
@@ -426,8 +426,8 @@ def tangent_kernels(
     """
     kernel, sizes = kernel_of(shape, rank)
     blocks = min(_MOST_BLOCKS, -(-len(which) // sizes.members))
-    vectors = cuda.device_array(blocks * sizes.members * (sizes.basis + 1) * sizes.size, np.float64)
-    value, residual = (cuda.device_array(len(which), np.float64) for _ in range(2))
+    vectors = device.empty(blocks * sizes.members * (sizes.basis + 1) * sizes.size, np.float64)
+    value, residual = (device.empty(len(which), np.float64) for _ in range(2))
     operator = Operator(packed, numbers, problem, fresh, ritz, tolerance)
-    kernel[blocks, sizes.members * sizes.width](operator, cuda.to_device(which), vectors, value, residual)
+    kernel[blocks, sizes.members * sizes.width](operator, device.to_device(which), vectors, value, residual)
     return value.copy_to_host(), residual.copy_to_host()
