@@ -28,6 +28,7 @@ from catapult_fast.sweep import Sweep
 __all__ = [
     "advance",
     "block_members",
+    "bytes_on_host",
     "bytes_per_member",
     "initial_of",
     "observe",
@@ -379,10 +380,15 @@ _OBSERVERS: dict[tuple[str, ...], Any] = {
 }
 
 
-def bytes_per_member(sweep: Sweep, choose: Choice | None = None) -> int:
+def bytes_per_member(sweep: Sweep) -> int:
     """Bytes of a member's state while it trains."""
     span = span_of(sweep)
-    return (choose or form_of)(sweep, span).bytes_per_member(sweep, span, _rest_directions(sweep))
+    return form_of(sweep, span).bytes_per_member(sweep, span, _rest_directions(sweep))
+
+
+def bytes_on_host(sweep: Sweep) -> int:
+    """Bytes of a member whose state lies on a device: its numbers there, and the losses of a step window."""
+    return 8 * (32 + 64)
 
 
 def block_members(sweep: Sweep, choose: Choice | None = None) -> tuple[int, int]:

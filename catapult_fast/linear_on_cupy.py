@@ -15,5 +15,5 @@ advance = guarded("cupy", linear.advance)
 observe = guarded("cupy", linear.observe)
 traces, traced = linear.traces, linear.traced
 block_members = partial(linear.block_members, choose=form_of)
-bytes_per_member = partial(linear.bytes_per_member, choose=form_of)
+bytes_per_member = linear.bytes_on_host  # of what planning plans: a device that is full has its block halved
 work_per_step = partial(linear.work_per_step, choose=form_of)
