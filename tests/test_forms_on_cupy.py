@@ -3,11 +3,11 @@
 from functools import partial
 
 import numpy as np
-import panels
 import pytest
 import test_closure as closure
 
 import catapult_fast as cf
+import panels
 import reference as twin
 from catapult_fast import forms_on_cupy, linear, linear_on_cupy
 from catapult_fast.compress import compress

@@ -1,10 +1,10 @@
 """One pass over the history of pairs, under the simulator: against the matrix products, and in whole runs."""
 
 import numpy as np
-import panels
 import pytest
 
 import catapult_fast as cf
+import panels
 from catapult_fast import forms_on_cupy, linear
 from catapult_fast.kernels.blocks import history_on_cuda
 from catapult_fast.kernels.blocks.history_on_cupy import GROUP, History
