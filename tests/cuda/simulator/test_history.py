@@ -131,4 +131,6 @@ def test_members_end_as_they_do(few_threads, monkeypatch):
     assert set(products.status.ravel()) == {1, 2, 3}
     for name in ("status", "n_steps", "max_loss_step"):
         np.testing.assert_array_equal(getattr(once, name), getattr(products, name), err_msg=name)
-    np.testing.assert_allclose(once.final_loss, products.final_loss, rtol=1e-4)
+    # What has ended keeps the state of its last step; a catapult multiplies rounding.
+    for name in ("final_loss", "final_ntk_lambda_max"):
+        np.testing.assert_allclose(getattr(once, name), getattr(products, name), rtol=1e-4, err_msg=name)
