@@ -12,12 +12,24 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar
 
 from catapult_fast.device_errors import told
 
-__all__ = ["availability", "guarded", "number", "present", "reason", "set_rank"]
+__all__ = [
+    "availability",
+    "device_name",
+    "driver",
+    "guarded",
+    "number",
+    "present",
+    "reason",
+    "set_rank",
+    "use",
+    "versions_of",
+]
 
 _T = TypeVar("_T")
 
@@ -179,16 +191,21 @@ def _device_reason(backend: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=2)
+_found_usable: set[str] = set()  # a reason may go away, as memory that another process gives back
+
+
 def reason(backend: str) -> str | None:
     """Why a back end cannot run in this process, in one sentence; None if it can.
 
     What can be looked at cheaply comes first; a context on the device is made last.
     """
-    if backend == "cuda" and simulated():
+    if backend in _found_usable or (backend == "cuda" and simulated()):
         return None
     found = _driver_reason() or (_numba_cuda_reason() if backend == "cuda" else _cupy_reason())
-    return found or _libraries_reason(backend) or _device_reason(backend)
+    found = found or _libraries_reason(backend) or _device_reason(backend)
+    if found is None:
+        _found_usable.add(backend)
+    return found
 
 
 def availability(backend: str) -> str:
@@ -202,6 +219,34 @@ def availability(backend: str) -> str:
     found = driver()
     assert found is not None
     return f"available ({package}, device {number()} of {found.devices}); only taken by name: not measured yet"
+
+
+def versions_of(backend: str) -> dict[str, str]:
+    """Versions of the library of a back end, where it is installed."""
+    names = ("numba-cuda",) if backend == "cuda" else tuple(f"cupy-cuda{n}x" for n in (12, 13))
+    found = {}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def device_name(backend: str) -> str | None:
+    """Name of the process's device; None where the process computes on none, as the client of a cluster."""
+    if backend == "cuda" and simulated():
+        return "Numba's simulator"
+    if backend not in _found_usable:
+        return None
+    use(backend)
+    if backend == "cuda":
+        from numba import cuda
+
+        name = cuda.get_current_device().name
+    else:
+        import cupy
+
+        name = cupy.cuda.runtime.getDeviceProperties(number())["name"]
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 # --- which device ----------------------------------------------------------------------------

@@ -34,7 +34,7 @@ _ENGINES = {
     ("TwoLayerLinear", "cuda"): "catapult_fast.linear_on_cuda",
     ("TwoLayerLinear", "cupy"): "catapult_fast.linear_on_cupy",
 }
-_ONE_SAMPLE = {"cpu": "catapult_fast.scalar"}
+_ONE_SAMPLE = {"cpu": "catapult_fast.scalar", "cuda": "catapult_fast.scalar_on_cuda"}
 
 # Updates of all members (members x steps) from which an engine on a device was measured to be faster than the
 # CPU, starts and compilation included. An engine that is not here has not been measured: "auto" never takes it.

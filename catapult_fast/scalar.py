@@ -1,12 +1,13 @@
 """Engine of the linear network with one direction and one output: the one-sample map, any width.
 
 With ``F`` the fitted value along the only direction, ``T`` its target and sigma its singular value, the
-network is the map of `catapult_fast.one_sample` at effective width ``n_eff/sigma^2``.
+network is the map of `catapult_fast.one_sample` at effective width ``n_eff/sigma^2``. Members are started and
+observed on the host; on a device (`catapult_fast.scalar_on_cuda`) they are held there while they train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ _STILL = 1e-280
 class ScalarState:
     """Members of one block while they train."""
 
-    state: on_cpu.State
+    host: on_cpu.State
     limits: on_cpu.Limits
     target: Array
     eta: Array
@@ -45,10 +46,23 @@ class ScalarState:
     initial_ntk: Array
     initial_residual: Array
     initial_sharpness: Array
+    held: Any = None  # on a device
+
+    @property
+    def state(self) -> Any:
+        """Fields of `on_cpu.State`, wherever the members are."""
+        return self.host if self.held is None else self.held
+
+    @property
+    def fetched(self) -> on_cpu.State:
+        """The same on the host."""
+        return self.host if self.held is None else self.held.state()
 
 
-def start(sweep: Sweep, members: NDArray[np.int64]) -> ScalarState:
-    """Return the members' state at step 0, judged."""
+def start(
+    sweep: Sweep, members: NDArray[np.int64], hold: Callable[[on_cpu.State, on_cpu.Limits], Any] | None = None
+) -> ScalarState:
+    """Return the members' state at step 0, judged; ``hold`` takes them to a device."""
     i_width, i_seed, i_rate = sweep.coordinates(members)
     span, size = span_of(sweep), len(members)
     f0, ntk, residual, n_eff, outside = (np.empty(size) for _ in range(5))
@@ -75,14 +89,17 @@ def start(sweep: Sweep, members: NDArray[np.int64]) -> ScalarState:
     state.status[np.isnan(rates)] = NO_RATE
     return ScalarState(
         state, limits, target, eta, n_eff, span.offset, late_from, still, rates, (f0 - target) ** 2 / 2 + span.offset,
-        ntk, residual, sharpness,
+        ntk, residual, sharpness, None if hold is None else hold(state, limits),
     )  # fmt: skip
 
 
 def advance(block: ScalarState, t0: int, t1: int) -> bool:
     """Apply the updates t0 .. t1 - 1; see `catapult_fast.linear.advance`."""
-    on_cpu.advance(block.state, block.limits, t0, t1, block.late_from)
-    return bool((block.state.status == NOT_RUN).any())
+    if block.held is not None:
+        block.held.advance(t0, t1, block.late_from)
+        return bool(block.held.running)
+    on_cpu.advance(block.host, block.limits, t0, t1, block.late_from)
+    return bool((block.host.status == NOT_RUN).any())
 
 
 def traces(sweep: Sweep) -> bool:
@@ -102,7 +119,7 @@ def observe(block: ScalarState, names: Sequence[str], step: int | None) -> dict[
 
 def _observables(block: ScalarState, step: int | None) -> dict[str, NDArray[Any]]:
     f, lam, loss, sharpness = (np.empty(block.eta.size) for _ in range(4))
-    on_cpu.observe_members(block.state, block.target, block.eta, block.n_eff, f, lam, loss, sharpness)
+    on_cpu.observe_members(block.fetched, block.target, block.eta, block.n_eff, f, lam, loss, sharpness)
     lam = np.where(block.still, block.initial_ntk, lam)
     loss = np.where(block.still, block.initial_loss, loss + block.offset)
     sharpness = np.where(block.still, block.initial_sharpness, sharpness)
@@ -138,7 +155,7 @@ def _loss_of(block: ScalarState, size: Array) -> Array:
 
 
 def _outcome(block: ScalarState) -> dict[str, NDArray[Any]]:
-    state = block.state
+    state = block.fetched
     missing = state.status == NO_RATE
     observed = [np.empty(block.eta.size) for _ in range(4)]
     on_cpu.observe_members(state, block.target, block.eta, block.n_eff, *observed)

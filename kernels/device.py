@@ -10,9 +10,11 @@ this one, and have ``from numba import cuda`` as a global of that name, which th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import config, cuda
 
 from catapult_fast.kernels import simd
@@ -42,7 +44,7 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def wrap(function: Callable[..., Any]) -> Any:
         if SIMULATED:
-            return cuda.jit(function)
+            return _Simulated(function)
         dispatcher = cuda.jit(function, **options)
         careful_cache(dispatcher, function.__name__, key=tuple(sorted(options.items())))
         return dispatcher
@@ -50,9 +52,80 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return wrap
 
 
+def to_device(array: np.ndarray) -> Any:
+    """Copy an array to the device.
+
+    Host code of kernel modules calls this, and nothing of ``cuda``: while one thread of a run launches in the
+    simulator, the ``cuda`` of the kernel's module is another thing to all threads.
+    """
+    return cuda.to_device(array)
+
+
+def empty(shape: Any, dtype: Any) -> Any:
+    """An array on the device with whatever was there."""
+    return cuda.device_array(shape, dtype)
+
+
+class _Simulated:
+    """A kernel under the simulator, which can run one launch at a time: threads of a run wait for each other."""
+
+    turn = threading.Lock()
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.py_func, self._kernel = function, cuda.jit(function)
+
+    def __getitem__(self, configuration: tuple[Any, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any) -> None:
+            with self.turn:
+                self._kernel[configuration](*arguments)
+
+        return launch
+
+
+def coarse_size(x: Any) -> Any:
+    """The bits of ``abs(x)``, without the lower 32 of a float64: integers in the order of sizes, NaN above all.
+
+    They take no time of the units for float64, which a comparison does.
+    """
+    bits = x.view(np.int64) >> 32 if x.dtype == np.float64 else x.view(np.int32)
+    return np.int32(bits & 0x7FFFFFFF)
+
+
+def larger(a: Any, b: Any) -> Any:
+    """The larger one of two coarse sizes, in one instruction: Numba would compare 64 bits."""
+    return max(a, b)
+
+
 if not SIMULATED and getattr(cuda, "implementation", None) == "NVIDIA":
+    from numba.cuda import libdevice, types
     from numba.cuda.extending import overload
 
     @overload(simd.fma)
-    def _fma(a: Any, b: Any, c: Any) -> Any:
+    def _fma(a, b, c):
         return lambda a, b, c: cuda.fma(a, b, c)
+
+    @overload(simd.product)
+    def _product(a, b):
+        if types.float64 in (a, b):
+            return lambda a, b: libdevice.dmul_rn(a, b)
+        return lambda a, b: libdevice.fmul_rn(a, b)
+
+    @overload(simd.magnitude)
+    def _magnitude(a):
+        return lambda a: abs(a)
+
+    @overload(simd.select)
+    def _select(mask, a, b):
+        if isinstance(a, types.Integer):
+            return lambda mask, a, b: type(b)(a) if mask else b
+        return lambda mask, a, b: a if mask else type(a)(b)
+
+    @overload(coarse_size)
+    def _coarse_size(x):
+        if x == types.float64:
+            return lambda x: np.int32(libdevice.double2hiint(x) & 0x7FFFFFFF)
+        return lambda x: np.int32(libdevice.float_as_int(x) & 0x7FFFFFFF)
+
+    @overload(larger)
+    def _larger(a, b):
+        return lambda a, b: libdevice.max(a, b)

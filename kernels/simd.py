@@ -234,7 +234,7 @@ def _invert(a):
 # --- what kernels call -----------------------------------------------------------------------
 
 sqrt = _unary("sqrt")
-magnitude = _unary("fabs")
+_magnitude = _unary("fabs")
 
 
 @intrinsic
@@ -266,9 +266,42 @@ def fma(a, b, c):
     return a * b + c
 
 
-@overload(fma, jit_options={"forceinline": True})
+@overload(fma, jit_options={"forceinline": True}, target="cpu")
 def _compiled_fma(a, b, c):
     return lambda a, b, c: _fma(a, b, c)
+
+
+# The next three and fma are plain Python too, and serve bodies that run on scalars as well.
+
+
+def product(a, b):
+    """``a*b``, rounded: a device's compiler does not fuse it with what comes after, in one place but not in another."""
+    return a * b
+
+
+@overload(product, jit_options={"forceinline": True}, target="cpu")
+def _compiled_product(a, b):
+    return lambda a, b: a * b
+
+
+def magnitude(a):
+    """``abs(a)``."""
+    return abs(a)
+
+
+@overload(magnitude, jit_options={"forceinline": True}, target="cpu")
+def _compiled_magnitude(a):
+    return (lambda a: _magnitude(a)) if isinstance(a, Vector) else (lambda a: abs(a))
+
+
+def select(mask, a, b):
+    """``a`` in the lanes where the mask holds, ``b`` elsewhere; scalars are cast."""
+    return np.where(mask, a, b)
+
+
+@overload(select, jit_options={"forceinline": True}, target="cpu")
+def _compiled_select(mask, a, b):
+    return (lambda mask, a, b: _select(mask, a, b)) if isinstance(mask, Mask) else None
 
 
 def _vector_pointer(context, builder, array_type, array, number):
@@ -335,8 +368,7 @@ def like(typingctx, a, model):
 
 
 @intrinsic
-def select(typingctx, mask, a, b):
-    """``a`` in the lanes where the mask holds, ``b`` elsewhere; scalars are cast."""
+def _select(typingctx, mask, a, b):
     vector = a if isinstance(a, Vector) else b
 
     def codegen(context, builder, signature, values):

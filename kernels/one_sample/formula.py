@@ -17,7 +17,10 @@ import math
 
 from catapult_fast.kernels.compile import body
 from catapult_fast.kernels.outcome import CONVERGED, NOT_FINITE, NOT_RUN, OVER_BOUND
-from catapult_fast.kernels.simd import fma
+from catapult_fast.kernels.simd import fma, magnitude, product, select
+
+STABLE = 2.01  # eta lam of a minimum that may be stable
+RULED_BLOCK = 32  # steps that calm members may take without a look
 
 
 @body
@@ -39,7 +42,7 @@ def step(w, u, v):
 
     ``w`` changes by ``u' dv + v du``, from the increments as computed and not from new products.
     """
-    du, dv = w * v, w * u
+    du, dv = product(w, v), product(w, u)
     u_new = u - du
     return fma(-dv, u_new, fma(-du, v, w)), u_new, v - dv
 
@@ -47,7 +50,12 @@ def step(w, u, v):
 @body
 def free_step(u, v):
     """Its u and v where the target is 0: w is ``u v`` itself, which has all its digits as a product."""
-    w = u * v
+    return free_move(u * v, u, v)
+
+
+@body
+def free_move(w, u, v):
+    """The same with that product at hand."""
     v_new = fma(w, -u, v)  # -w would be the product of other factors to a compiler, and be formed again
     return fma(w, -v, u), v_new
 
@@ -77,6 +85,32 @@ def judge(w, u, v, bound, w_tol):
     if not within:
         return OVER_BOUND
     return CONVERGED if converged else NOT_RUN
+
+
+@body
+def calm(target, bound, w_tol, largest):
+    """The ``eta lam + abs(w)`` and the ``abs(w)`` beyond which a member of a target may have ended, and for how long.
+
+    Members for which the third value holds need no look within ``RULED_BLOCK`` steps if none is called for after
+    them: ``abs(w) <= near`` with ``eta lam <= STABLE``, or ``eta lam + abs(w) > calm``. Let s be ``eta lam`` and Y the
+    target, ``w = u v - Y``. (i) ``s' = s - 4 w u v + w^2 s``, so a step lowers s by at most ``4 Y^2/(s - 4)``: within
+    32 steps no member comes from above the bound to below the middle between 4 and the bound if that is more than
+    ``11.4 abs(Y)`` away. (ii) A converged member has ``abs(w') <= abs(w) (1 + (s - 2) + abs(w Y))`` and s grows by at
+    most ``4 abs(w Y)`` in a step: both stay near if ``abs(w Y)`` is small. The numbers below leave room for rounding.
+    ``largest`` stands for a bound that is infinite.
+    """
+    distance = (select(bound < largest, bound, largest) - 4) / 2
+    far = (distance >= 1) & (24 * target <= distance)
+    tight = (w_tol <= 0.02) & (w_tol * (target + 0.001) <= 3e-5)
+    return 4 + distance, 1.25 * w_tol, far & tight
+
+
+@body
+def sweep_dust(w, u, v, negligible):
+    """State with a negligible w set to 0, and u or v where they would bring it back."""
+    dust = magnitude(w) < negligible
+    gone, flat = dust & (magnitude(u * v) < negligible), magnitude(v) <= magnitude(u)
+    return select(dust, 0, w), select(gone, select(flat, u, 0), u), select(gone, select(flat, 0, v), v)
 
 
 @body

@@ -19,16 +19,25 @@ from numba.core.codegen import get_host_cpu_features
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.compile import body, jit
 from catapult_fast.kernels.one_sample import formula
-from catapult_fast.kernels.one_sample.formula import curvature, free_step, judge, step, verdict
+from catapult_fast.kernels.one_sample.formula import (
+    RULED_BLOCK,
+    STABLE,
+    calm,
+    curvature,
+    free_step,
+    judge,
+    step,
+    sweep_dust,
+    verdict,
+)
 from catapult_fast.kernels.outcome import CONVERGED, DONE, NOT_FINITE, NOT_RUN, OVER_BOUND
 from catapult_fast.kernels.simd import any_lane, fill, load, magnitude, select, store
 
 VECTORS = 6
 TILE = VECTORS * simd.LANES
 BLOCK = 64  # steps between looks at members without rules
-RULED_BLOCK = 32  # and at others, a divisor of BLOCK: a member that ends repeats its block
+# RULED_BLOCK, a divisor of BLOCK, is that of others: a member that ends repeats its block.
 LONGEST = 1 << 24  # a peak's block is kept as a float, counted from the start of the window
-STABLE = 2.01  # eta lam of a minimum that may be stable
 
 # A tile is an array of scratch, (ROWS, TILE). The state (w, u, v) is in rows 0, 1, 2 before a block and in 3, 4, 5
 # after it, or the other way round. FREE is 1 where the target is 0, else 0. A block needs a second look where
@@ -191,26 +200,16 @@ def _rest(tile, row, lane):
 
 @body
 def _set_limits(tile, k, extremes):
-    """Set what calls for a second look at vector k; return whether lanes need it anyway, and whether any has rules.
-
-    Let s be ``eta lam`` and Y the target, ``w = u v - Y``. (i) ``s' = s - 4 w u v + w^2 s``, so a
-    step lowers s by at most ``4 Y^2/(s - 4)``: within 32 steps no lane comes from above the bound
-    to below the middle between 4 and the bound if that is more than ``11.4 abs(Y)`` away. (ii) A
-    converged lane has ``abs(w') <= abs(w) (1 + (s - 2) + abs(w Y))`` and s grows by at most
-    ``4 abs(w Y)`` in a step: both stay near if ``abs(w Y)`` is small. The numbers below leave
-    room for rounding.
-    """
+    """Set what calls for a second look at vector k; return whether lanes need it anyway, and whether any has rules."""
     smallest, negligible, largest = extremes
     w, u, v = _get_state(tile, 0, k)
     bound, tol = _get(tile, BOUND, k), _get(tile, W_TOL, k)
-    target, judged = magnitude(u * v - w), tol >= 0
-    distance = (select(bound < largest, bound, largest) - 4) / 2
-    far = (distance >= 1) & (24 * target <= distance)
-    tight = (tol <= 0.02) & (tol * (target + 0.001) <= 3e-5)
-    _put(tile, CALM, k, 4 + distance)
+    limit, near, safe = calm(magnitude(u * v - w), bound, tol, largest)
+    judged = tol >= 0
+    _put(tile, CALM, k, limit)
     _put(tile, FLOOR, k, select(judged, fill(w, 0), smallest))
-    _put(tile, NEAR, k, select(judged & (1.25 * tol > negligible), 1.25 * tol, fill(w, negligible)))
-    return any_lane(~(far & tight)), any_lane((bound < largest) | judged)
+    _put(tile, NEAR, k, select(judged & (near > negligible), near, fill(w, negligible)))
+    return any_lane(~safe), any_lane((bound < largest) | judged)
 
 
 @body
@@ -327,12 +326,9 @@ def _look(tile, here, there, k, wary, t, steps):
 
 @body
 def _sweep_dust(tile, row, k, negligible):
-    """Set negligible w to 0, and u or v where they would bring it back."""
     w, u, v = _get_state(tile, row, k)
-    dust = magnitude(w) < negligible
-    gone, flat = dust & (magnitude(u * v) < negligible), magnitude(v) <= magnitude(u)
-    zero = fill(w, 0)
-    _put_state(tile, row, k, select(dust, zero, w), select(gone & ~flat, zero, u), select(gone & flat, zero, v))
+    w, u, v = sweep_dust(w, u, v, negligible)
+    _put_state(tile, row, k, w, u, v)
 
 
 @body

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 CAPABILITIES = ((8, 0), (9, 0))
+_SASS_BYTES = 16  # of an instruction
 
 
 def numba_cuda_or_skip():
@@ -133,6 +134,24 @@ def assembly(built):
         file.write_bytes(built.cubin)
         said = subprocess.run([cuobjdump, "-sass", str(file)], capture_output=True, text=True, check=True)
     return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.+?);", said.stdout)
+
+
+def loops(instructions):
+    """Innermost loops of SASS, each the list of its instructions: from the target of a branch back to that branch."""
+    found = []
+    for at, instruction in enumerate(instructions):
+        target = re.search(r"\bBRA 0x([0-9a-f]+)", instruction)
+        first = int(target[1], 16) // _SASS_BYTES if target else at + 1
+        inside = instructions[first:at]
+        if first <= at and not any(" BRA " in f" {other} " for other in inside):
+            found.append(inside)
+    return found
+
+
+def opcode(instruction):
+    """Name of an instruction, without its predicate and its variants."""
+    words = instruction.split()
+    return words[words[0].startswith("@")].partition(".")[0]
 
 
 def float64_lines(ptx):
