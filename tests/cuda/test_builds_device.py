@@ -1,5 +1,8 @@
 """The options of every kernel, seen in what is compiled for a device that is not there."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +55,38 @@ def test_the_disk_cache_knows_all_sources_and_the_options():
     assert [key[-1] for key in keys] == [
         (("launch_bounds", bounds), ("lto", False), ("max_registers", 40)) for bounds in ((64, 2), (128, 2))
     ]
+
+
+LAUNCH = """
+import sys
+from types import SimpleNamespace
+import numpy as np
+from numba import types
+from numba.cuda import codegen, dispatcher
+from catapult_fast.kernels import compile as compiling
+compiling._SOURCES = sys.argv[1]
+from catapult_fast.kernels.one_sample import on_cuda
+here = SimpleNamespace(compute_capability=(9, 0), id=0)
+dispatcher.get_current_device = lambda: here
+codegen.devices = SimpleNamespace(get_context=lambda: SimpleNamespace(device=here))
+codegen.runtime = SimpleNamespace(runtime=SimpleNamespace(get_version=lambda: (13, 0)))
+dispatcher._Kernel.bind = lambda kernel: kernel.library.get_cubin(cc=(9, 0))
+kernel = on_cuda.make(np.float32)
+real, whole, byte = types.float32[:, ::1], types.int64, types.int8[::1]
+built = kernel.compile((real, whole[:, ::1], byte, byte, types.int32[::1], whole, whole, whole))
+print(sum(kernel._cache_hits.values()), len(built.library.get_cubin(cc=(9, 0)).code) > 1000)
+"""
+
+
+def test_what_a_launch_compiles_is_found_again_until_a_source_changes(tmp_path):
+    """As far as the driver: PTX, its link and the cubin that is kept, in three processes."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    said = []
+    for sources in ("one", "one", "another"):
+        command = [sys.executable, "-W", "error", "-c", LAUNCH, sources]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        said.append(done.stdout.strip() or done.stderr)
+    assert said == ["0 True", "1 True", "0 True"]
 
 
 @pytest.mark.parametrize("cc", CAPABILITIES)
