@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +13,7 @@ from catapult_fast import devices
 from catapult_fast.device_errors import told
 from catapult_fast.errors import BackendUnavailable
 
-__all__ = ["DeviceReader", "as_array", "bytes_to_use", "launch", "module_for", "on_device", "working_at"]
+__all__ = ["DeviceReader", "as_array", "bytes_to_use", "launch", "module_for", "on_device", "views", "working_at"]
 
 _CUDA = (2, 13)  # DLPack's numbers of a CUDA device's memory, and of managed memory
 _SIMULATED_BYTES = 1 << 28
@@ -40,6 +40,10 @@ class DeviceReader:
     def host(self, array: Any) -> Any:
         """The same array in NumPy."""
         return np.asarray(array) if self.xp is np else self.xp.asnumpy(array)
+
+    def at(self, array: Any) -> AbstractContextManager[None]:
+        """Both libraries at work where the array lies."""
+        return working_at(array)
 
     def __call__(self, value: Any, name: str) -> Any:
         """The array in CuPy."""
@@ -97,6 +101,17 @@ def bytes_to_use(xp: ModuleType) -> int:
     return (int(xp.cuda.Device().mem_info[0]) + pool) // 3
 
 
+def views(arrays: Any) -> Any:
+    """Numba's views of CuPy arrays, also of those in a NamedTuple; made once where a kernel is started often."""
+    if isinstance(arrays, tuple):
+        return type(arrays)(*(views(array) for array in arrays))
+    if devices.simulated() or not hasattr(arrays, "__cuda_array_interface__") or hasattr(arrays, "__cuda_ndarray__"):
+        return arrays
+    from numba import cuda
+
+    return cuda.as_cuda_array(arrays, sync=False)
+
+
 def launch(kernel: Any, blocks: Any, threads: int, *arguments: Any, shared: int = 0) -> None:
     """Start a Numba kernel on arrays of CuPy, on CuPy's stream."""
     from catapult_fast.kernels import device
@@ -108,14 +123,4 @@ def launch(kernel: Any, blocks: Any, threads: int, *arguments: Any, shared: int 
 
         pointer = cupy.cuda.get_current_stream().ptr
         stream = cuda.external_stream(pointer) if pointer else 0
-        arguments = tuple(_for_numba(argument, cuda) for argument in arguments)
-    device.launch(kernel, blocks, threads, *arguments, shared=shared, stream=stream)
-
-
-def _for_numba(argument: Any, cuda: Any) -> Any:
-    """Numba's view of CuPy arrays, also of those in a NamedTuple."""
-    if isinstance(argument, tuple):
-        return type(argument)(*(_for_numba(part, cuda) for part in argument))
-    if hasattr(argument, "__cuda_array_interface__"):
-        return cuda.as_cuda_array(argument, sync=False)
-    return argument
+    device.launch(kernel, blocks, threads, *(views(a) for a in arguments), shared=shared, stream=stream)

@@ -12,7 +12,7 @@ import numpy as np
 
 from catapult_fast import ends
 from catapult_fast.dense_spectrum import fixed_vector, steps_before_direct
-from catapult_fast.device_arrays import bytes_to_use, launch, working_at
+from catapult_fast.device_arrays import bytes_to_use, launch, views
 from catapult_fast.kernels import device
 from catapult_fast.kernels.dense import krylov_on_cuda as krylov
 from catapult_fast.kernels.dense import proof_on_cupy as proof
@@ -65,8 +65,7 @@ def solve(matrices: Any, request: Request, start: Any, xp: Any) -> Found:
     def one_end(matrices: Any, sign: float, request: Request, start: Any) -> Pairs:
         return _end(_Job(matrices, sign, request, pairs(*_sizes(matrices, request), xp), xp), start)
 
-    with working_at(matrices):
-        return ends.solve(matrices, request, start, one_end, xp)
+    return ends.solve(matrices, request, start, one_end, xp)
 
 
 def _sizes(matrices: Any, request: Request) -> tuple[int, int, int]:
@@ -145,24 +144,24 @@ def _in_krylov_space(job: _Job, start: Any, steps: int) -> None:
     _lower_together(job, joint)
 
 
-def _multiply(job: _Job, work: krylov.Krylov, vectors: Any, at: int) -> None:
+def _multiply(job: _Job, flat: Any, exponent: Any, vectors: Any, at: int, work: krylov.Krylov) -> None:
     blocks = job.count, -(-job.n * krylov.SLABS // krylov.THREADS)
     launch(
-        krylov.multiply, blocks, krylov.THREADS, job.flat, job.n, job.sign, job.found.exponent, vectors, at,
-        work.state, work.image,
+        krylov.multiply, blocks, krylov.THREADS, flat, job.n, job.sign, exponent, vectors, at, work.state, work.image
     )  # fmt: skip
 
 
 def _iterate(job: _Job, work: krylov.Krylov, p: int, steps: int) -> None:
     """Lanczos, until every matrix has stopped."""
-    judged = 1
+    judged, count = 1, job.count
+    flat, found, seen = views(job.flat), views(job.found), views(work)
     for k in range(steps):
-        _multiply(job, work, work.basis, k)
-        launch(krylov.advance, job.count, krylov.THREADS, job.n, k, p, job.found, work)
+        _multiply(job, flat, found.exponent, seen.basis, k, seen)
+        launch(krylov.advance, count, krylov.THREADS, job.n, k, p, found, seen)
         last = k + 1 == steps
         if last or k + 1 >= judged:
             tolerance = 0.5 * job.request.tol
-            launch(krylov.check, -(-job.count // 64), 64, job.count, p, tolerance, last, job.found, work)
+            launch(krylov.check, -(-count // 64), 64, count, p, tolerance, last, found, seen)
             if not krylov.running(work).any():
                 return
             judged = krylov.judged_after(k + 1)
@@ -178,11 +177,11 @@ class _Joint(NamedTuple):
 def _judge(job: _Job, work: krylov.Krylov, p: int, joint: _Joint, *, ritz: bool) -> _Joint:
     """Form value, residual and bounds of the vectors of pair p: Ritz vectors of ``work``, or given ones."""
     found, n = job.found, job.n
-    _multiply(job, work, found.vectors, p)
+    _multiply(job, job.flat, found.exponent, found.vectors, p, work)
     launch(krylov.appraise, job.count, krylov.THREADS, n, p, found, work)
     joint = _Joint(joint.straight + 2.0 * work.straight + work.gap**2, joint.crossed + 2.0 * work.crossed)
     frobenius, skew, value = found.frobenius, n * found.skew, found.values[:, p]
-    taken = p * (4.0 + 3.0 * p) * 1.1 * UNIT * frobenius
+    taken = p * (9.0 + 3.0 * p) * 1.1 * UNIT * frobenius  # two roundings of a product, one of a difference
     found.lower[:, p] = inner_bound(value, abs(value), n + 64.0, frobenius, skew)
     found.upper[:, p] = outer_bound(frobenius, taken, frobenius, skew)
     found.proven[:, p] = 0

@@ -359,6 +359,7 @@ def _crossed(end: _End) -> Floats:
     xp = end.xp
     straight = xp.einsum("bin,bjn->bij", end.vectors, end.vectors) - xp.eye(k)
     crossed = xp.einsum("bin,bjn->bij", end.vectors, end.images)
-    crossed[:, range(k), range(k)] = 0.0
+    diagonal = xp.arange(k)
+    crossed[:, diagonal, diagonal] = 0.0
     e, off = (end.product.host(xp.sqrt(xp.sum(a * a, axis=(1, 2)))) for a in (straight, crossed))
     return np.repeat((off + 2.2 * e * end.norm)[:, None], k, axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -168,8 +169,9 @@ def top_eig(
     request = _request(which, k, tol, max_iterations, certify, workers, size, matrices.dtype)
     shape = matrices.shape[:-2]
     begin = _start(start, shape, size, request.k, _has_axis(which, k), read)
-    matrices = matrices.reshape(-1, size, size)
-    return _result(_solver(read)(matrices, request, begin), shape, _has_axis(which, k), read.xp)
+    with read.at(matrices):
+        found = _solver(read)(matrices.reshape(-1, size, size), request, begin)
+    return _result(found, shape, _has_axis(which, k), read.xp)
 
 
 def _of_operator(
@@ -186,8 +188,9 @@ def _of_operator(
     begin = _start(given, shape, size, request.k, _has_axis(which, k), read)
     from catapult_fast.operator_spectrum import Product, solve
 
-    product = Product(matvec, shape, size, dtype, start, read)
-    return _result(solve(product, request, begin), shape, _has_axis(which, k), read.xp)
+    with read.at(given):
+        found = solve(Product(matvec, shape, size, dtype, start, read), request, begin)
+    return _result(found, shape, _has_axis(which, k), read.xp)
 
 
 # --- arguments -------------------------------------------------------------------------------
@@ -231,6 +234,10 @@ class HostReader:
     def host(self, array: Any) -> NDArray[Any]:
         """The same array in NumPy."""
         return np.asarray(array)
+
+    def at(self, array: Any) -> AbstractContextManager[None]:
+        """Nothing to prepare."""
+        return nullcontext()
 
     def __call__(self, value: Any, name: str) -> Any:
         """The array in NumPy."""
@@ -283,7 +290,8 @@ def _matrices(value: Any, read: Any) -> Any:
     if array.ndim < 2 or array.shape[-1] != array.shape[-2] or array.shape[-1] == 0:
         raise DataError(f"A has shape {array.shape}, but must be (..., n, n) with n >= 1")
     if array.dtype.kind in "iub":
-        return read.xp.asarray(exact_float64("A", read.host(array)))
+        exact = exact_float64("A", read.host(array))
+        return read.xp.array(exact) if read.device else exact
     return read.xp.ascontiguousarray(array, dtype=_float_dtype("A", array.dtype))
 
 

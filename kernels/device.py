@@ -52,6 +52,31 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return wrap
 
 
+_ORDINARY_SHARED = 48 * 1024  # bytes of shared memory that every kernel may have
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory that a block may have on the current device, if it asks for them."""
+    return _ORDINARY_SHARED if SIMULATED else int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+
+
+def launch(kernel: Any, blocks: Any, threads: int, *arguments: Any, shared: int = 0, stream: Any = 0) -> None:
+    """Start a kernel, with ``shared`` bytes of dynamic shared memory, more than the ordinary 48 KiB if need be."""
+    if shared > _ORDINARY_SHARED and not SIMULATED:
+        _permit(kernel, arguments, shared)
+    kernel[blocks, threads, stream, shared](*arguments)
+
+
+def _permit(kernel: Any, arguments: Any, shared: int) -> None:
+    """Ask the driver for the shared memory, which Numba does not."""
+    from numba.cuda.cudadrv.driver import binding, driver
+
+    compiled = kernel.compile(tuple(kernel.typeof_pyval(argument) for argument in arguments))
+    function = compiled._codelibrary.get_cufunc()
+    attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    driver.cuKernelSetAttribute(attribute, shared, function.handle, function.device.id)
+
+
 def to_device(array: np.ndarray) -> Any:
     """Copy an array to the device.
 
@@ -94,31 +119,6 @@ def coarse_size(x: Any) -> Any:
 def larger(a: Any, b: Any) -> Any:
     """The larger one of two coarse sizes, in one instruction: Numba would compare 64 bits."""
     return max(a, b)
-
-
-_ORDINARY_SHARED = 48 * 1024  # bytes of shared memory that every kernel may have
-
-
-def shared_memory() -> int:
-    """Bytes of shared memory that a block may have on the current device, if it asks for them."""
-    return _ORDINARY_SHARED if SIMULATED else int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
-
-
-def launch(kernel: Any, blocks: Any, threads: int, *arguments: Any, shared: int = 0, stream: Any = 0) -> None:
-    """Start a kernel, with ``shared`` bytes of dynamic shared memory, more than the ordinary 48 KiB if need be."""
-    if shared > _ORDINARY_SHARED and not SIMULATED:
-        _permit(kernel, arguments, shared)
-    kernel[blocks, threads, stream, shared](*arguments)
-
-
-def _permit(kernel: Any, arguments: Any, shared: int) -> None:
-    """Ask the driver for the shared memory, which Numba does not."""
-    from numba.cuda.cudadrv.driver import binding, driver
-
-    compiled = kernel.compile(tuple(kernel.typeof_pyval(argument) for argument in arguments))
-    function = compiled._codelibrary.get_cufunc()
-    attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    driver.cuKernelSetAttribute(attribute, shared, function.handle, function.device.id)
 
 
 if not SIMULATED and getattr(cuda, "implementation", None) == "NVIDIA":
