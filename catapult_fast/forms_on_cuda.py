@@ -13,6 +13,7 @@ from catapult_fast import forms
 from catapult_fast.compress import Span
 from catapult_fast.errors import BackendUnavailable
 from catapult_fast.forms import NO_TRACE, Array, Form, Places, tolerance_of, wants_sharpness
+from catapult_fast.kernels import device
 from catapult_fast.kernels.blocks import members_on_cuda, on_cuda
 from catapult_fast.kernels.blocks.shape_on_cuda import Shape, places, shape_of
 from catapult_fast.kernels.lanczos import on_cuda as lanczos
@@ -101,18 +102,18 @@ class DeviceBlocks(Form):
         self.start_of = np.zeros(tiles, np.int32)
         self.starts: list[tuple[Array, Array, Array]] = []  # C by patches, F, first guess of the eigenvector
         self.problem = self._problem()
-        self.device: Any = None
+        self.arrays: Any = None
         self.window: Any = None
 
     def _problem(self) -> Any:
         sigma = self.span.sigma
         rows = [self._pad(values) for values in (sigma, forms.inverse(sigma), self.span.target[0])]
         return SimpleNamespace(
-            rows=cuda.to_device(np.array(rows).astype(self.dtype)),
-            wide_rows=cuda.to_device(np.array(rows)),
-            schedule=cuda.to_device(self.schedule),
-            fresh=cuda.to_device(self._pad(lanczos.start_vector(len(sigma)))),
-            no_trace=cuda.device_array((1, 1), np.float64),
+            rows=device.to_device(np.array(rows).astype(self.dtype)),
+            wide_rows=device.to_device(np.array(rows)),
+            schedule=device.to_device(self.schedule),
+            fresh=device.to_device(self._pad(lanczos.start_vector(len(sigma)))),
+            no_trace=device.empty((1, 1), np.float64),
             offset=float(self.span.offset),
             gradient_tolerance=float(tolerance_of(self.sweep, self.span)),
         )
@@ -141,12 +142,12 @@ class DeviceBlocks(Form):
     def place_ritz(self, vector: Array, tile: Places, lane: Places) -> None:
         """Give the members a first guess of the tangent kernel's top eigenvector, any padding behind it."""
         padded = self._pad(vector[: len(self.span.sigma)])
-        if self.device is None:
+        if self.arrays is None:
             self.starts[self.start_of[tile[0]]][2][...] = padded
             return
-        vectors = self.device.ritz.copy_to_host().reshape(self.tiles, -1)
+        vectors = self.arrays.ritz.copy_to_host().reshape(self.tiles, -1)
         vectors[tile] = padded
-        self.device.ritz = cuda.to_device(vectors.ravel())
+        self.arrays.ritz = device.to_device(vectors.ravel())
 
     def ritz(self, tile: int, lane: int) -> Array:
         """The eigenvector found last, of one member."""
@@ -154,22 +155,22 @@ class DeviceBlocks(Form):
 
     def _device(self) -> Any:
         """The arrays on the device; made at the first call, from the starts."""
-        if self.device is None:
-            start_of = cuda.to_device(self.start_of)
+        if self.arrays is None:
+            start_of = device.to_device(self.start_of)
             columns = zip(*self.starts, strict=True)
             kinds = (self.dtype, self.dtype, np.dtype(np.float64))
             packed, fitted, ritz = (
                 self._spread(np.array(column).astype(kind), start_of) for column, kind in zip(columns, kinds, strict=True)
             )
             self.starts.clear()
-            numbers = cuda.to_device(self.numbers)
-            self.device = SimpleNamespace(packed=packed, fitted=fitted, ritz=ritz, numbers=numbers)
-        return self.device
+            numbers = device.to_device(self.numbers)
+            self.arrays = SimpleNamespace(packed=packed, fitted=fitted, ritz=ritz, numbers=numbers)
+        return self.arrays
 
     def _spread(self, starts: Array, start_of: Any) -> Any:
         count = self.tiles * starts.shape[1]
-        out = cuda.device_array(count, starts.dtype)
-        members_on_cuda.spread[members_on_cuda.grid(count)](cuda.to_device(starts), start_of, out)
+        out = device.empty(count, starts.dtype)
+        members_on_cuda.spread[members_on_cuda.grid(count)](device.to_device(starts), start_of, out)
         return out
 
     # --- training ---
@@ -179,7 +180,7 @@ class DeviceBlocks(Form):
         records = trace.loss.shape[1]
         losses = self.problem.no_trace
         if records:
-            losses = cuda.device_array((records, self.tiles), np.float64)
+            losses = device.empty((records, self.tiles), np.float64)
             members_on_cuda.blank[members_on_cuda.grid(losses.size)](losses)
         self.window = losses
         super().advance(t1, trace)
@@ -220,7 +221,7 @@ class DeviceBlocks(Form):
 
     def weight_norm(self) -> Array:
         """Squared norm of all weights in every lane."""
-        here, out = self._device(), cuda.device_array(self.tiles, np.float64)
+        here, out = self._device(), device.empty(self.tiles, np.float64)
         here.numbers.copy_to_device(self.numbers)
         members_on_cuda.squared_norms[members_on_cuda.grid(self.tiles)](
             here.packed, here.numbers, self.shape.patch, self.shape.tiles, out
