@@ -206,7 +206,7 @@ def snapshot(panel):
         return [np.array(x) for x in (panel.fitted, panel.v, panel.u, panel.rho, panel.members.norm_u)]
     product = panel._times(panel.rho.astype(np.float64), panel.used)
     members = panel.members
-    return [np.array(x) for x in (panel.fitted, panel.rho, panel.product, product, members.norm_u, members.norm_v)]
+    return [np.array(x) for x in (panel.fitted, panel.rho, product, members.norm_u, members.norm_v)]
 
 
 # Bits ---------------------------------------------------------------------------------------------------------------

@@ -84,10 +84,12 @@ class BlocksPanel(Panel):
     ) -> None:  # fmt: skip
         super().__init__(xp, problem, len(fitted))
         self.fitted, self.base = fitted, base
-        self.rho, self.product = xp.zeros_like(fitted), xp.zeros_like(fitted)
+        self.rho = fitted - problem.target[0]
         groups = 1 if self._folds() else -(-steps // GROUP)
         self.pairs = History(xp, problem, self.size, groups, one_pass=one_pass)
         self.used = 0
+        # Of the state: |rho|^2, sum s rho^2, and a sum that is 0 where all numbers are finite.
+        self.squares, self.gradient, self.flaw = self._sums()
 
     def _folds(self) -> bool:
         return isinstance(self.base, OwnMatrices)
@@ -97,35 +99,43 @@ class BlocksPanel(Panel):
         product = self.base.times(x)
         return self.pairs.add_to(product, x, pairs) if pairs else product
 
+    def _sums(self) -> tuple[Any, Any, Any]:
+        xp, rho = self.xp, self.rho
+        return dot(xp, rho, rho), weighted(xp, rho, self.problem.wide_spectrum, rho), _flaw(xp, rho)
+
     def move(self, t: int, multiplier: float, active: Any) -> None:
         """Apply the update after ``t`` of them to the active members."""
+        place = t % GROUP if self._folds() else t
+        if self.pairs.one_pass:
+            from catapult_fast.kernels.blocks.history_on_cuda import advance
+
+            advance(self, place, multiplier, active, self.base.times(self.rho))
+        else:
+            self._move(place, multiplier, active)
+        # Members that wait may be behind others, whose pairs must still be looked at.
+        self.used = GROUP if self._folds() else max(self.used, t + 1)
+        if isinstance(self.base, OwnMatrices) and place + 1 == GROUP:
+            self.pairs.fold(self.base.matrices, active)
+
+    def _move(self, place: int, multiplier: float, active: Any) -> None:
         xp, members, problem, dtype = self.xp, self.members, self.problem, self.rho.dtype
-        along, curved = dot(xp, self.rho, self.fitted), dot(xp, self.rho, self.product)
+        product = self._times(self.rho, place)
+        along, curved = dot(xp, self.rho, self.fitted), dot(xp, self.rho, product)
         *factors, members.norm_v, members.norm_u = _numbers(
             xp, active, members.norm_v, members.norm_u, along, curved, self.gradient, members.eta, multiplier,
             members.root_n,
         )  # fmt: skip
         half, lean, drift, fall = (factor.astype(dtype, copy=False) for factor in factors)
-        self.pairs.keep(t % GROUP if self._folds() else t, self.rho, half, lean, active)
+        self.pairs.keep(place, self.rho, half, lean, active)
         self.fitted, self.rho = _shifted(
-            xp, self.fitted, self.rho, self.product, problem.spectrum, problem.target[0], drift[:, None],
+            xp, self.fitted, self.rho, product, problem.spectrum, problem.target[0], drift[:, None],
             fall[:, None], active[:, None],
         )  # fmt: skip
-        if isinstance(self.base, OwnMatrices) and (t + 1) % GROUP == 0:
-            self.pairs.fold(self.base.matrices, active)
+        self.squares, self.gradient, self.flaw = self._sums()
 
-    def refresh(self, step: int, active: Any) -> Any:
-        """Set rho of a start, and Y and the sums of the active members' new state; returns the losses."""
-        xp = self.xp
-        if step == 0:
-            self.rho = self.fitted - self.problem.target[0]
-            active = xp.ones(self.size, bool)
-        pairs = step % GROUP if self._folds() else step
-        # Members that wait may be behind others, whose pairs must still be looked at.
-        self.used = GROUP if self._folds() else max(self.used, step)
-        self.product = xp.where(active[:, None], self._times(self.rho, pairs), self.product)
-        self.gradient = weighted(xp, self.rho, self.problem.wide_spectrum, self.rho)
-        return 0.5 * dot(xp, self.rho, self.rho) + self.problem.offset
+    def refresh(self) -> Any:
+        """The losses of the members' state, whose rho and sums the update has formed."""
+        return 0.5 * self.squares + self.problem.offset
 
     def slope(self) -> Any:
         """``|dL/dW|^2``."""
@@ -133,7 +143,7 @@ class BlocksPanel(Panel):
 
     def finite(self) -> Any:
         """Whether F and A are finite; C shows in F one update later."""
-        return self.xp.isfinite(self.rho).all(axis=1) & self.xp.isfinite(self.members.norm_v)
+        return (self.flaw == 0.0) & self.xp.isfinite(self.members.norm_v)
 
     def squared_norm(self) -> Any:
         """``A``, ``|u/sigma|^2`` and the rest outside the span."""
@@ -158,6 +168,11 @@ def _numbers(
     half, lean, drift, fall, after = coefficients(norm_v, along, curved, eta * multiplier, root_n)
     grown = norm_u + 2.0 * (half * gradient + lean * along)
     return half, lean, drift, fall, xp.where(active, after, norm_v), xp.where(active, grown, norm_u)
+
+
+@fused
+def _flaw(xp: Any, rho: Any) -> Any:
+    return xp.sum(rho.astype(np.float64) * 0.0, axis=1)
 
 
 @fused

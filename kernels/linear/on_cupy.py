@@ -101,7 +101,7 @@ class RootPanel(Panel):
         self.fitted = xp.where(mask, self.fitted + self._like(root_n) * growth, self.fitted)
         return dot(xp, _column_squares(xp, self.u), problem.inverse)
 
-    def refresh(self, step: int, active: Any) -> Any:
+    def refresh(self) -> Any:
         """Differentiate the loss at the members' state; returns the losses."""
         differentiate = cross_entropy if self.problem.cross_entropy else squared_error
         loss, rho = differentiate(self.xp, self.problem, self.fitted)

@@ -76,8 +76,8 @@ class Panel:
         """Apply the update after ``t`` of them to the active members."""
         raise NotImplementedError
 
-    def refresh(self, step: int, active: Any) -> Any:
-        """Differentiate the loss at the active members' new state; returns the losses (B,) of all."""
+    def refresh(self) -> Any:
+        """Differentiate the loss at the members' state; returns the losses (B,)."""
         raise NotImplementedError
 
     def slope(self) -> Any:
@@ -109,7 +109,7 @@ class Panel:
         }
 
     def _judge(self, step: int, active: Any, trace: Trace | None) -> None:
-        loss = self.refresh(step, active)
+        loss = self.refresh()
         if trace is not None:
             trace.note(step, active, loss)
         self.members.judge(self._rule(), step, active, loss, self.finite(), self.squared_norm(), self.slope())

@@ -61,6 +61,7 @@ SIGNATURES = {
     "linear.on_cupy._rolled": ("t t t d 1 D", "t"),
     "linear.on_cupy._column_squares": ("t", "wm"),
     "blocks.on_cupy._numbers": ("b wf wf wf wf wf wf 1 wf", "wf wf wf wf wf wf"),
+    "blocks.on_cupy._flaw": ("m", "wf"),
     "blocks.on_cupy._shifted": ("m m m v v c c C", "m m"),
     "blocks.history_on_cupy._weights": ("m m m m c", "m m"),
     "blocks.history_on_cupy._joined": ("m m c v v", "m"),
@@ -88,7 +89,7 @@ def test_one_kernel(name, dtype):
     given, results = (text.split() for text in SIGNATURES[name])
     kernel, options = kernel_of(fused_functions()[name], [argument(code, dtype) for code in given])
     expected = [np.bool_ if code == "b" else np.float64 if code[0] == "w" else dtype for code in results]
-    reduces = name in ("arrays.dot", "arrays.weighted", "linear.on_cupy._column_squares")
+    reduces = name in ("arrays.dot", "arrays.weighted", "linear.on_cupy._column_squares", "blocks.on_cupy._flaw")
     assert options == ({"axis": 1} if reduces else {})
     assert [np.dtype(p.dtype) for p in kernel.out_params] == [np.dtype(d) for d in expected]
     wide = any(d == np.float64 for d in expected)
