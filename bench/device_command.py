@@ -83,10 +83,9 @@ class Shell:
 
 def _error(path: Path, size: Size) -> float:
     """Largest difference of the losses at the first record from the CPU's, over some members."""
-    with open_results(path) as results:
-        every = max(1, size.rates // _CHECKED_RATES)
-        few = run(sweep_of(size, 1, results.sweep.rates[::every]), backend="cpu", progress=False)
-        return difference(results.loss[:, :1, ::every, 1], few.loss[..., 1])
+    results, every = open_results(path), max(1, size.rates // _CHECKED_RATES)
+    few = run(sweep_of(size, 1, results.sweep.rates[::every]), backend="cpu", progress=False)
+    return difference(results.loss[:, :1, ::every, 1], few.loss[..., 1])
 
 
 def command(setup: Setup) -> Iterator[Result]:

@@ -19,6 +19,7 @@ from catapult_fast.bench import (
     contest,
     device,
     device_cases,
+    device_command,
     device_eigen,
     on_device,
     peers,
@@ -438,6 +439,33 @@ def test_a_device_has_cases_of_its_own(present):
         on_device.bench_on_device(["linear"], "cuda", None, print, answers)
     assert not set(device_cases.CASES) & set(cases.CASES)
     assert {*device_cases.SIZES, *device_eigen.SIZES, "device-sweep"} == set(device_cases.CASES)
+
+
+def test_the_whole_command_and_its_check(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *_, last = device_command.command(setup("device-sweep", quick=True))
+    ours, cpu = last.rows
+    assert ours.error == 0.0  # it is the CPU itself
+    assert ours.work == cpu.work == 9 * 20
+    assert last.goals[0].measured == pytest.approx(cpu.per_step / ours.per_step)
+    assert not list(tmp_path.iterdir())
+    true = device_command.open_results
+
+    def altered(path):
+        results = true(path)
+        return SimpleNamespace(sweep=results.sweep, loss=1.001 * results.loss)
+
+    monkeypatch.setattr(device_command, "open_results", altered)
+    *_, last = device_command.command(setup("device-sweep", quick=True))
+    assert not last.rows[0].agrees
+    assert last.goals[0].measured is None
+
+
+def test_a_command_that_fails_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (last,) = device_command.command(setup("device-sweep", quick=True, backend="nothing"))
+    assert "ended with 3" in last.rows[0].absent
+    assert last.goals[0].verdict == "not measured"
 
 
 def test_goals_and_shares_of_a_case(cupy_is_there, monkeypatch):

@@ -1,13 +1,16 @@
 """The benchmark command end to end: every case on a simulated device, at sizes of next to nothing."""
 
 import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-import catapult_fast as cf
-from catapult_fast import cli, devices, forms_on_cupy
+from catapult_fast import devices, forms_on_cupy
 from catapult_fast.bench import ceilings, ceilings_on_cuda, contest, device_cases, device_eigen, on_device
 from catapult_fast.bench.budget import Budget
 
@@ -112,16 +115,20 @@ def test_the_kernel_of_multiply_adds(real):
     np.testing.assert_allclose(out.copy_to_host(), expected.sum(), rtol=4 * np.finfo(real).eps)
 
 
-def test_the_command_in_processes_of_its_own(tmp_path, capsys):
-    file = tmp_path / "figures.json"
-    assert cli.main(["bench", "device-one-sample", "--backend", "cuda", "-o", str(file)]) == 0
-    shown = capsys.readouterr().out
-    values = json.loads(file.read_text())
+def test_everything_that_a_device_is_asked_for(tmp_path):
+    """The script of a session on a GPU, with one case in a process of its own."""
+    script = Path(__file__).parents[3] / "bench" / "on_device.sh"
+    environment = os.environ | {"PYTHON": sys.executable}
+    command = ["bash", str(script), "-f", str(tmp_path / "out"), "device-one-sample"]
+    said = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert (tmp_path / "out" / "figures.txt").read_text() == said.stdout
+    values = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert values["device"]["simulated"]
     assert values["limits"]["copy"] > 0
     (case,) = values["cases"]
     assert case["name"] == "device-one-sample"
     assert case["rows"][0]["error"] < 1e-9
     assert case["rows"][0]["compile_seconds"] >= 0
-    assert "times that say nothing" in shown
-    assert cf.__name__ in shown
+    assert {"before", "after"} == set(case["clocks"])
+    assert "times that say nothing" in said.stdout
