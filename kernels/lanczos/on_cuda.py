@@ -367,7 +367,7 @@ def kernel_of(shape: Shape, rank: int):
                         beta = math.sqrt(summed(sizes, room, member, place, beta))
                         if live and leads:
                             test(sizes, room, member, k, alpha, beta, operator.tolerance)
-                        if live:
+                        if live and beta > 0.0:  # else it has ended
                             extend(sizes, room, operator, member, place, base, k + 1, 1.0 / beta)
                     cuda.syncthreads()
                     if took_part:
