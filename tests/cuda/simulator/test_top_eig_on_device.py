@@ -231,6 +231,13 @@ def test_starts(streamed):
     same(top_eig(a, tol=1e-6, start=useless), cold)  # on the host: it goes along
 
 
+def test_a_pair_found_loosely_is_not_found_again(streamed):
+    """What the first vector lacks of the first eigenvector would draw the second one there."""
+    lam = 0.9 ** np.arange(20)
+    found = top_eig(spectra.rotated(lam)[0], k=2, tol=3e-2)
+    np.testing.assert_allclose(found.eigenvalues, lam[:2], atol=0.03)
+
+
 def test_a_start_at_another_eigenvector(streamed):
     example = spectra.example("flat", 16)
     for j in (1, 14):
