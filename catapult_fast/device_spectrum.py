@@ -17,7 +17,7 @@ from catapult_fast.kernels import device
 from catapult_fast.kernels.dense import krylov_on_cuda as krylov
 from catapult_fast.kernels.dense import proof_on_cupy as proof
 from catapult_fast.kernels.dense import teams_on_cuda as teams
-from catapult_fast.kernels.dense.rounding import UNIT, inner_bound, outer_bound, product_error
+from catapult_fast.kernels.dense.rounding import UNIT, inner_bound, outer_bound, product_error, quotient_error
 from catapult_fast.kernels.dense.state import Pairs, pairs
 from catapult_fast.spectrum import Found, Request
 
@@ -210,6 +210,8 @@ def _prove(job: _Job, p: int, known: Any, gap: Any, taken: Any) -> None:
     best = found.frobenius
     trace = proof.trace_to_come(rest, value, xp)
     margin = 2.0 * product_error(proof.height(n), trace + n**0.5 * abs(value) + size) + 8.0 * UNIT * size
+    margin += quotient_error(n + 64.0, found.frobenius, abs(value))
+    margin += 16.0 * krylov.INVARIANT * found.frobenius  # what an iteration that ended may have left in the dark
     wanted = known
     for distance in (gap, gap + residual):
         upper = proof.bound(rest, value + distance + margin, size, xp)

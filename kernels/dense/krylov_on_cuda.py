@@ -26,7 +26,7 @@ THREADS = 256  # of a block, at most
 SLABS = 8  # threads for each column of a product
 _GROUP = 32  # threads that work on one scalar product; and vectors of the basis that are taken at a time
 _PRODUCTS = _GROUP * (_GROUP + 1)
-_INVARIANT = 1e-14  # of |A|_F: what is left of a product that counts as nothing
+INVARIANT = 1e-14  # of |A|_F: what is left of a product that counts as nothing
 _FRESH = 1e-3  # share of the fixed start vector in a given one
 _RUNNING, _ENDED, _STOPPED = range(3)
 
@@ -267,7 +267,7 @@ def advance(n, k, p, pairs, work):
         square = _dot(w, w, n, t, threads, scratch, parts)
         again += 1
     beta = math.sqrt(square)
-    ended = beta <= _INVARIANT * frobenius or k + 1 == n
+    ended = beta <= INVARIANT * frobenius or k + 1 == n
     if not ended:
         _scale(1.0 / beta, w, n, t, threads)
     if t == 0:
@@ -378,6 +378,6 @@ def likely_errors(count, p, pairs, work):
 
 
 __all__ = [
-    "SLABS", "THREADS", "Krylov", "advance", "appraise", "assemble", "begin", "check", "judged_after", "krylov",
-    "likely_errors", "multiply", "running",
+    "INVARIANT", "SLABS", "THREADS", "Krylov", "advance", "appraise", "assemble", "begin", "check", "judged_after",
+    "krylov", "likely_errors", "multiply", "running",
 ]  # fmt: skip

@@ -1,5 +1,8 @@
 """The kernels of `top_eig` compiled for devices that are not there: registers, spills, shared memory."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from compile_only import CAPABILITIES, build, float64_lines, numba_cuda_or_skip
@@ -8,6 +11,7 @@ numba_cuda_or_skip()
 
 from numba import types  # noqa: E402
 
+from catapult_fast.kernels import device  # noqa: E402
 from catapult_fast.kernels.dense import krylov_on_cuda, teams_on_cuda  # noqa: E402
 from catapult_fast.kernels.dense.state import Pairs  # noqa: E402
 
@@ -84,3 +88,40 @@ def test_the_layout_fits():
             assert shape.threads(n) <= 512
             assert shape.threads(n) >= 64 or shape.teams == shared // (shape.shared(n) // shape.teams)
         assert teams_on_cuda.shape(most + 12, shared) is None
+
+
+def test_what_is_compiled_here_is_what_a_call_asks_for():
+    from catapult_fast.kernels.dense.state import pairs
+
+    asked = krylov_on_cuda.advance.typeof_pyval
+    assert asked(pairs(3, 2, 4)) == PAIRS
+    assert asked(teams_on_cuda.kept(3, 4, np)) == KEPT
+    assert asked(krylov_on_cuda.krylov(3, 4, 2, np)) == KRYLOV
+
+
+def test_more_shared_memory_is_asked_for(monkeypatch):
+    """Numba does not ask, and a launch with more than 48 KiB would fail."""
+    from numba.cuda.cudadrv import driver
+
+    done = []
+    function = SimpleNamespace(handle="kernel", device=SimpleNamespace(id=3))
+    compiled = SimpleNamespace(_codelibrary=SimpleNamespace(get_cufunc=lambda: function))
+
+    class Kernel:
+        typeof_pyval = staticmethod(type)
+
+        def compile(self, types):
+            done.append(types)
+            return compiled
+
+        def __getitem__(self, configuration):
+            return lambda *arguments: done.append((configuration, arguments))
+
+    monkeypatch.setattr(driver, "driver", SimpleNamespace(cuKernelSetAttribute=lambda *given: done.append(given)))
+    device.launch(Kernel(), (5, 2), 64, 1, 2.0, shared=100_000, stream=7)
+    attribute = driver.binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    launched = (((5, 2), 64, 7, 100_000), (1, 2.0))
+    assert done == [(int, float), (attribute, 100_000, "kernel", 3), launched]
+    done.clear()
+    device.launch(Kernel(), 5, 64, shared=48 * 1024)
+    assert done == [((5, 64, 0, 48 * 1024), ())]

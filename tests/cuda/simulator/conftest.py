@@ -6,7 +6,9 @@
 
 import os
 import sys
+import threading
 
+import numpy as np
 import pytest
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -26,3 +28,27 @@ def short_turns():
     sys.setswitchinterval(1e-4)
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_shared_array():
+    """A static shared array is one for all threads of a block; the simulator's first two may each make their own."""
+    from numba import types
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+    from numba.np.numpy_support import as_dtype
+
+    turn, original = threading.Lock(), FakeCUDAShared.array
+
+    def array(self, shape, dtype, alignment=None):
+        if shape == 0:
+            return original(self, shape, dtype, alignment)
+        caller = sys._getframe(1)
+        place = caller.f_code.co_filename, caller.f_lineno
+        with turn:
+            if place not in self._allocations:
+                self._allocations[place] = np.empty(shape, as_dtype(dtype) if isinstance(dtype, types.Type) else dtype)
+            return self._allocations[place]
+
+    FakeCUDAShared.array = array
+    yield
+    FakeCUDAShared.array = original
