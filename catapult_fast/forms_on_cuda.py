@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numba import cuda
-from numpy.typing import NDArray
 
 from catapult_fast import forms
 from catapult_fast.compress import Span
@@ -50,7 +49,7 @@ def form_of(sweep: Sweep, span: Span) -> type[Form]:
     if _shape(sweep, span) is None:
         raise BackendUnavailable(
             f'backend = "cuda" has no form for {len(span.sigma)} data directions in {sweep.dtype} in this version, '
-            "since a member's matrix must fit the registers of one multiprocessor; backend = \"cupy\" has one"
+            'since a member\'s matrix must fit the registers of one multiprocessor; backend = "cupy" has one'
         )
     return DeviceBlocks
 
@@ -160,7 +159,8 @@ class DeviceBlocks(Form):
             columns = zip(*self.starts, strict=True)
             kinds = (self.dtype, self.dtype, np.dtype(np.float64))
             packed, fitted, ritz = (
-                self._spread(np.array(column).astype(kind), start_of) for column, kind in zip(columns, kinds, strict=True)
+                self._spread(np.array(column).astype(kind), start_of)
+                for column, kind in zip(columns, kinds, strict=True)
             )
             self.starts.clear()
             numbers = device.to_device(self.numbers)
@@ -250,12 +250,11 @@ class DeviceBlocks(Form):
         assert shape is not None
         records = 64 if sweep.record.every else 0
         size = np.dtype(sweep.dtype).itemsize
-        return size * (shape.patch**2 * shape.width + shape.size) + 8 * (shape.size + on_cuda.NUMBERS + 4 + records)
+        numbers = size * (shape.patch**2 * shape.width + shape.size)
+        return int(numbers + 8 * (shape.size + on_cuda.NUMBERS + 4 + records))
 
     @classmethod
     def work_per_step(cls, sweep: Sweep, span: Span) -> float:
         """Multiply-adds of one update of one member, at a core's rate."""
         r = len(span.sigma)
         return (2.0 * r * r + 60.0 * r + 200.0) * RATE / _MULTIPLY_ADDS
-
-

@@ -19,7 +19,7 @@ of its last step.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,8 @@ from numba import cuda
 
 from catapult_fast.kernels import device
 from catapult_fast.kernels.blocks.formula import NEAR, is_calm, lengths, moves, readout_after
-from catapult_fast.kernels.blocks.shape_on_cuda import Shape, patch_of as tiles_of
+from catapult_fast.kernels.blocks.shape_on_cuda import Shape
+from catapult_fast.kernels.blocks.shape_on_cuda import patch_of as tiles_of
 from catapult_fast.kernels.compile import body
 from catapult_fast.kernels.outcome import NOT_FINITE, OVER_BOUND
 from catapult_fast.kernels.simd import fma
@@ -370,7 +371,7 @@ def close_book(sizes, shared, numbers, member, number):
         numbers[i, number] = shared.book[at(i * members + member)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def advance_of(shape: Shape, dtype: type):
     """The kernel of a step window for one shape and precision.
 

@@ -13,7 +13,7 @@ When a start is thorough, and when it is repeated, follows `linear.record_on_cpu
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -298,7 +298,7 @@ def remember(sizes, room, numbers, member, number):
     hold(sizes, room, member, _PENDING, 1.0 if drifted and not thorough else 0.0)
 
 
-@lru_cache(maxsize=None)
+@cache
 def kernel_of(shape: Shape, rank: int):
     """The kernel for one shape of blocks and rank; see `tangent_kernels`."""
     patch, tiles, width, size = shape.patch, shape.tiles, shape.width, shape.size
@@ -367,7 +367,7 @@ def kernel_of(shape: Shape, rank: int):
                         beta = math.sqrt(summed(sizes, room, member, place, beta))
                         if live and leads:
                             test(sizes, room, member, k, alpha, beta, operator.tolerance)
-                        if live:
+                        if live and beta > 0.0:  # else it has ended
                             extend(sizes, room, operator, member, place, base, k + 1, 1.0 / beta)
                     cuda.syncthreads()
                     if took_part:
