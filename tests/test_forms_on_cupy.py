@@ -3,11 +3,11 @@
 from functools import partial
 
 import numpy as np
-import panels
 import pytest
 import test_closure as closure
 
 import catapult_fast as cf
+import panels
 import reference as twin
 from catapult_fast import forms_on_cupy, linear, linear_on_cupy
 from catapult_fast.compress import compress
@@ -209,6 +209,17 @@ def snapshot(panel):
     return [np.array(x) for x in (panel.fitted, panel.rho, product, members.norm_u, members.norm_v)]
 
 
+def test_a_member_without_a_rate():
+    """Weights that are all 0 have no kernel to take a rate from: nothing but a start."""
+    data, weights = cf.Dataset(np.eye(3), np.ones(3)), (np.zeros(5), np.zeros((5, 3)))
+    options = {"steps": 4, "record": cf.Record(every=2), "weights": weights}
+    sweep = cf.Sweep(data, cf.TwoLayerLinear(5), kappa=[0.5, 1.0], **options)
+    ours, cpu = panels.run(sweep), cf.run(sweep, progress=False)
+    assert (cpu.status == 6).all()
+    for name in cpu.dims:
+        np.testing.assert_array_equal(getattr(ours, name), getattr(cpu, name), err_msg=name)
+
+
 # Bits ---------------------------------------------------------------------------------------------------------------
 
 SHAPES = {
@@ -234,6 +245,23 @@ def test_bits_do_not_depend_on_shards(form, shape, monkeypatch):
         parts = in_form(monkeypatch, form, sweep, shard_members=shard_members, workers=2)
         for name in whole.dims:
             np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_place_follows_from_the_number(batch_size, monkeypatch):
+    """Whatever else is in the block: products may round by the place, though here they seldom do."""
+    monkeypatch.setattr(forms_on_cupy, "_LARGEST_PANEL", 5)
+    training = cf.GradientDescent(batch_size=batch_size)
+    sweep = sweep_of(6, 8, kappa=np.linspace(0.3, 4.2, 7), width=[2**20], seeds=4, training=training)
+    form = forms_on_cupy.form_of(sweep, compress(sweep.data))
+    members = np.arange(sweep.n_members)
+    whole = form.arrange(sweep, members)
+    assert len(np.unique(whole)) == len(members)
+    for low, high in ((1, 28), (9, 11), (13, 27)):
+        part = form.arrange(sweep, members[low:high])
+        np.testing.assert_array_equal(part % form.per_tile, whole[low:high] % form.per_tile)
+        gaps = [np.diff(places // form.per_tile) for places in (part, whole[low:high])]
+        np.testing.assert_array_equal(*gaps)  # the same members share a panel
 
 
 @pytest.mark.parametrize("form", FORMS)

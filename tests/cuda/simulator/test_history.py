@@ -1,10 +1,10 @@
 """One pass over the history of pairs, under the simulator: against the matrix products, and in whole runs."""
 
 import numpy as np
-import panels
 import pytest
 
 import catapult_fast as cf
+import panels
 from catapult_fast import forms_on_cupy, linear
 from catapult_fast.kernels.blocks import history_on_cuda
 from catapult_fast.kernels.blocks.history_on_cupy import GROUP, History
@@ -131,4 +131,6 @@ def test_members_end_as_they_do(few_threads, monkeypatch):
     assert set(products.status.ravel()) == {1, 2, 3}
     for name in ("status", "n_steps", "max_loss_step"):
         np.testing.assert_array_equal(getattr(once, name), getattr(products, name), err_msg=name)
-    np.testing.assert_allclose(once.final_loss, products.final_loss, rtol=1e-4)
+    # What has ended keeps the state of its last step; a catapult multiplies rounding.
+    for name in ("final_loss", "final_ntk_lambda_max"):
+        np.testing.assert_allclose(getattr(once, name), getattr(products, name), rtol=1e-4, err_msg=name)
