@@ -12,9 +12,9 @@ from catapult_fast.bench.budget import Budget
 from catapult_fast.bench.device import synchronize
 from catapult_fast.bench.timing import seconds
 
-__all__ = ["FULL", "NONE", "QUICK", "Ceilings", "Effort", "measure", "text"]
+__all__ = ["FULL", "NONE", "QUICK", "Ceilings", "Effort", "busy", "measure", "text"]
 
-REPEATS = 7
+REPEATS, LEAST_SECONDS, MOST_REPEATS = 7, 0.1, 200
 
 
 class Ceilings(NamedTuple):
@@ -88,11 +88,22 @@ def _fastest(call: Callable[[], Any], wait: Callable[[], Any]) -> float:
         wait()
 
     timed()
-    return min(seconds(timed) for _ in range(REPEATS))
+    taken = [seconds(timed)]
+    while len(taken) < REPEATS or (sum(taken) < LEAST_SECONDS and len(taken) < MOST_REPEATS):
+        taken.append(seconds(timed))
+    return min(taken)
 
 
-def fma_rate(real: str, effort: Effort) -> float:
-    """Operations a second of independent chains of fused multiply-adds on all multiprocessors."""
+class _Chains(NamedTuple):
+    """A launch of the kernel that does nothing but multiply and add."""
+
+    launch: Callable[[], Any]
+    out: Any
+    operations: float
+    expected: float  # of each number of ``out``
+
+
+def _chains(real: str, effort: Effort) -> _Chains:
     from numba import cuda
 
     from catapult_fast.bench.ceilings_on_cuda import CHAINS, UNROLLED, make
@@ -101,15 +112,33 @@ def fma_rate(real: str, effort: Effort) -> float:
     numbers = np.linspace(1.0, 2.0, CHAINS + 2).astype(real)
     numbers[CHAINS:] = 0.5, 0.75  # keep the chains finite
     given, out = cuda.to_device(numbers), cuda.device_array(blocks * effort.threads, real)
-    kernel = make(real)
-    turns = effort.turns * (1 if real == "float64" else 2)
-    taken = _fastest(lambda: kernel[blocks, effort.threads](given, turns, out), lambda: synchronize("cuda"))
+    kernel, turns = make(real), effort.turns * (1 if real == "float64" else 2)
     expected = numbers[:CHAINS].astype(np.float64)
     for _ in range(min(turns * UNROLLED, 60)):  # constant from there on
         expected = expected * 0.5 + 0.75
-    if not np.allclose(out.copy_to_host(), expected.sum(), rtol=1e-5):
+    operations = 2.0 * CHAINS * UNROLLED * turns * out.size
+    return _Chains(lambda: kernel[blocks, effort.threads](given, turns, out), out, operations, float(expected.sum()))
+
+
+def fma_rate(real: str, effort: Effort) -> float:
+    """Operations a second of independent chains of fused multiply-adds on all multiprocessors."""
+    chains = _chains(real, effort)
+    taken = _fastest(chains.launch, lambda: synchronize("cuda"))
+    if not np.allclose(chains.out.copy_to_host(), chains.expected, rtol=1e-5):
         raise AssertionError("the multiply-adds gave a wrong sum")
-    return 2.0 * CHAINS * UNROLLED * turns * blocks * effort.threads / taken
+    return chains.operations / taken
+
+
+def busy(effort: Effort) -> Callable[[], None]:
+    """A call that keeps the device busy for a while and waits for it."""
+    chains = _chains("float64", effort)
+
+    def call() -> None:
+        for _ in range(2):
+            chains.launch()
+        synchronize("cuda")
+
+    return call
 
 
 def copy_rate(effort: Effort) -> float:

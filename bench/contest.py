@@ -59,6 +59,7 @@ class Setup(NamedTuple):
     ceilings: Ceilings
     budget: Budget
     quick: bool  # sizes of next to nothing
+    wake: Callable[[], Any] = lambda: None  # makes an idle device's clocks rise, before each time that is taken
 
 
 class Entry(NamedTuple):
@@ -68,17 +69,18 @@ class Entry(NamedTuple):
     prepare: Callable[[], Any] = lambda: None
 
 
-def measured(entry: Entry, budget: Budget, *, quick: bool = False) -> Times:
+def measured(setup: Setup, entry: Entry, budget: Budget) -> Times:
     """Times of the first call, and of as many more as make a sample and are affordable; one if it must be quick."""
     taken: list[float] = []
 
     def take() -> float:
         given = entry.prepare()
+        setup.wake()
         return seconds(lambda: entry.call(given))
 
     first, before = take(), budget.left
     while not taken or (
-        not quick
+        not setup.quick
         and (len(taken) < ROUNDS or sum(taken) < LEAST_SECONDS)
         and len(taken) < MOST_ROUNDS
         and budget.left > (before - budget.left) / len(taken)  # with what prepares it
@@ -175,7 +177,7 @@ def _own_row(setup: Setup, sweep: Sweep, found: Checked, budget: Budget) -> Row:
         last.clear()  # two states at once might not fit
         return own.start()
 
-    times = measured(Entry(keep, start), budget, quick=setup.quick)
+    times = measured(setup, Entry(keep, start), budget)
     if not own.observed(last, "running").all():
         raise AssertionError("a member ended before its last step: this case compares whole runs")
     form = getattr(last[0], "form", None)
@@ -205,7 +207,9 @@ def _try(setup: Setup, peer: Peer, problem: Linear | Scalar, ours: Array, steps:
         try:
             short = prepare_on(setup.device, peer, problem, steps, **setting)
             error = difference(short.losses(), ours)
-            first, again = before - budget.left, min(seconds(short.call) for _ in range(2))
+            first = before - budget.left
+            setup.wake()
+            again = min(seconds(short.call) for _ in range(2))
             tried.append(_Tried(setting, error, again, max(0.0, first - again)))
         except Exception as problem_met:  # noqa: BLE001  (whatever a library raises, memory that is short above all)
             failed = reason_of(problem_met)
@@ -234,7 +238,7 @@ def peer_row(setup: Setup, peer: Peer, sweep: Sweep, problem: Linear | Scalar, o
         return Row(peer.name, work, absent=f"left out: about {needed:.0f} s are needed, {budget.left:.0f} s were left")
     try:
         whole: Prepared = prepare_on(setup.device, peer, problem, steps, **best.setting)
-        times = measured(Entry(lambda _: whole.call()), budget, quick=setup.quick)
+        times = measured(setup, Entry(lambda _: whole.call()), budget)
     except Exception as error:  # noqa: BLE001
         return Row(peer.name, work, absent=f"failed: {reason_of(error)}")
     text = ", ".join(f"{key} {value}" for key, value in best.setting.items() if value != 1 << 30)

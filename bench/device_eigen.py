@@ -103,7 +103,7 @@ def _own_row(setup: Setup, label: str, options: dict[str, Any], given: Any, true
         return Row(label, len(true), absent="failed: not all matrices converged")
     if "certify" not in options and not (_host(result.bound) == PROVEN).all():
         text += f", {100 * float(np.mean(_host(result.bound) == PROVEN)):.4g} % proven"
-    return Row(label, len(true), measured(Entry(call), budget, quick=setup.quick), text, _far(result.eigenvalues, true))
+    return Row(label, len(true), measured(setup, Entry(call), budget), text, _far(result.eigenvalues, true))
 
 
 def _peer_row(setup: Setup, peer: Peer, given: Any, true: Array, budget: Budget) -> Row:
@@ -135,10 +135,12 @@ def _peer_row(setup: Setup, peer: Peer, given: Any, true: Array, budget: Budget)
     count = few
     while count < len(true) and CALLS * 8 * taken < budget.left:  # a batch may cost as much as one matrix
         count = min(8 * count, len(true))
-        taken, error = solve(count, setting)
+        taken, error = solve(count, setting)  # may compile for this number
+        if CALLS * taken < budget.left:
+            taken, error = solve(count, setting)
     options = {key: value for key, value in setting.items() if key != "calls"}
     call = solver(device=setup.device, **options)
-    times = measured(Entry(lambda _: library.wait(call(matrices[:count]))), budget, quick=setup.quick)
+    times = measured(setup, Entry(lambda _: library.wait(call(matrices[:count]))), budget)
     text = eigen.text_of(options) + ("" if count == len(true) else f" the first {count}")
     return Row(peer.name, count, times, text.strip(), error)
 

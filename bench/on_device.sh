@@ -3,8 +3,8 @@
 #
 #   bash bench/on_device.sh [-t] [-f] FOLDER [CASE]...
 #
-# -t: only the tests marked gpu, then those that run no whole sweep under compute-sanitizer, where that is installed
-#     (gpu-tests.txt, sanitizer.txt; five minutes at most).
+# -t: only the tests marked gpu, then those of them that launch each kernel a few times under compute-sanitizer, where
+#     that is installed (gpu-tests.txt, sanitizer.txt; five minutes at most).
 # -f: only the figures of the cases whose names begin with CASE, all of them without one (figures.json, which is
 #     written again after every case, and figures.txt; ten minutes at most).
 # PYTHON says which interpreter (python3). The status is 0 if everything passed.
@@ -35,10 +35,11 @@ pytest() {
 }
 
 if [ -n "$tests" ]; then
-    selected=(-m gpu "$root/tests")
+    mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' "$root/tests")
+    selected=(-m gpu "${files[@]}")
     pytest timeout 150 "$python" 2>&1 | tee "$out/gpu-tests.txt" || failed=1
     if command -v compute-sanitizer > /dev/null; then
-        selected=(-m gpu -k "not sweep" "$root/tests/cuda")
+        selected=(-m gpu -k "one_step or same_bits or every_spectrum" "${files[@]}")
         pytest timeout 150 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" 2>&1 |
             tee "$out/sanitizer.txt" || failed=1
     else

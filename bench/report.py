@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib.metadata
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -151,7 +152,8 @@ def _row_values(row: Row, first: Row) -> dict[str, Any]:
         "calls_per_sample": t.calls,
         "member_steps_per_second": 1.0 / row.per_step,
         "ratio": row.per_step / first.per_step if first.times else None,
-        "error": row.error,
+        "error": row.error if row.error is None or math.isfinite(row.error) else None,
+        "agrees": row.agrees,
     }
 
 

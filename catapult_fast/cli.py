@@ -301,7 +301,7 @@ def thresholds_command(results_file: Path, as_json: bool, quiet: bool, verbose: 
 def bench_command(
     cases: tuple[str, ...], backend: str, output: Path | None, quiet: bool, verbose: bool, debug: bool
 ) -> int:  # fmt: skip
-    """Measure named cases beside peers; names may be prefixes, such as linear."""
+    """Measure named cases beside peers; names may be prefixes, such as linear. A GPU has cases of its own."""
     from catapult_fast.bench.report import bench
 
     _prepare(verbose)

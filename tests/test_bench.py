@@ -11,7 +11,7 @@ from catapult_fast import cli
 from catapult_fast.bench import cases, eigen, limits, peers, report, scale, storage, timing, tracking
 from catapult_fast.bench.ours import Members, in_form
 from catapult_fast.bench.problems import linear_problem, scalar_problem
-from catapult_fast.errors import ConfigError
+from catapult_fast.errors import ConfigError, StorageError
 from catapult_fast.forms import ColumnBlocks, SharedColumns
 from catapult_fast.kernels.one_sample import formula
 
@@ -192,7 +192,7 @@ def test_the_command_writes_the_figures(quick, tmp_path, capsys):
     [
         (["linaer"], 3, "no benchmark case begins with 'linaer'"),
         (["linear-r8", "--backend", "cuda"], 6, "cuda"),
-        (["linear-width", "-o", "/nowhere/at/all.json"], 5, "cannot be written"),
+        (["linear-width", "-o", "/nowhere/at/all.json"], 5, "/nowhere/at of the output does not exist"),
     ],
 )
 def test_the_command_refuses_in_one_line(arguments, code, said, quick, capsys):
@@ -200,6 +200,12 @@ def test_the_command_refuses_in_one_line(arguments, code, said, quick, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_figures_that_cannot_be_written(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StorageError, match="taken cannot be written"):
+        report.write(tmp_path / "taken", {}, limits.Limits(1e9, 2e9, 1e9, 2e9, 2), [])
 
 
 def test_names_may_be_prefixes():

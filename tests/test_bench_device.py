@@ -236,9 +236,12 @@ def test_as_many_samples_as_are_affordable(seconds, samples, monkeypatch):
     monkeypatch.setattr(contest, "LEAST_SECONDS", 0.0)
     made = itertools.count()
     given = []
-    times = contest.measured(contest.Entry(given.append, lambda: next(made)), Budget(seconds))
+    woken = []
+    entry = contest.Entry(given.append, lambda: next(made))
+    times = contest.measured(setup(wake=lambda: woken.append(len(given))), entry, Budget(seconds))
     assert len(times.samples) == samples
     assert given == list(range(samples + 1))  # every call got its own start
+    assert woken == given  # and found the device awake
 
 
 def peer_with(monkeypatch, seconds_of_check, left):
@@ -354,6 +357,16 @@ def test_a_case_that_raises_says_so(monkeypatch):
     assert found.rows[0].absent == "failed: KeyError: 'no case'"
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_device_that_cannot_be_woken_is_measured_as_it_is(quick, monkeypatch):
+    def fails(effort):
+        raise RuntimeError("no launch")
+
+    monkeypatch.setattr(ceilings, "busy", fails)
+    monkeypatch.setattr(devices, "reason", lambda backend: None)
+    assert on_device._waker(quick)() is None
+
+
 @pytest.fixture
 def present(monkeypatch):
     monkeypatch.setattr(devices, "present", lambda: True)
@@ -446,7 +459,7 @@ def test_the_whole_command_and_its_check(tmp_path, monkeypatch):
     *_, last = device_command.command(setup("device-sweep", quick=True))
     ours, cpu = last.rows
     assert ours.error == 0.0  # it is the CPU itself
-    assert ours.work == cpu.work == 9 * 20
+    assert ours.work == cpu.work == 6 * 10
     assert last.goals[0].measured == pytest.approx(cpu.per_step / ours.per_step)
     assert not list(tmp_path.iterdir())
     true = device_command.open_results

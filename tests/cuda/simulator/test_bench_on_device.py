@@ -60,7 +60,7 @@ def test_the_whole_command(tmp_path, monkeypatch):
     result = perform("device-sweep").result
     cold, cpu = result.rows
     assert cold.error < 1e-9
-    assert cold.work == 9 * 20
+    assert cold.work == 6 * 10
     (goal,) = result.goals
     assert goal.measured == pytest.approx(cpu.per_step / cold.per_step)
     assert not list(tmp_path.iterdir())
@@ -85,6 +85,16 @@ def test_ceilings():
     assert found.device["simulated"]
     assert not found.notes
     assert all(rate > 0 for rate in found.ceilings)
+
+
+def test_a_device_is_kept_busy(monkeypatch):
+    chains, waited = [], []
+    monkeypatch.setattr(ceilings, "synchronize", waited.append)
+    true = ceilings._chains
+    monkeypatch.setattr(ceilings, "_chains", lambda *given: chains.append(true(*given)) or chains[-1])
+    ceilings.busy(ceilings.QUICK)()
+    np.testing.assert_allclose(chains[0].out.copy_to_host(), chains[0].expected, rtol=1e-12)
+    assert waited == ["cuda"]
 
 
 def test_ceilings_without_time_or_cupy():
