@@ -23,7 +23,7 @@ def grid(count: int) -> tuple[int, int]:
 
 @device.kernel()
 def spread(starts, start_of, out):
-    """Give every member its start: ``starts`` (starts, length), ``start_of`` (members,), ``out`` (members * length,)."""
+    """Give every member its start: ``starts`` is (starts, length), ``start_of`` (members,), ``out`` flat."""
     length = starts.shape[1]
     for i in range(cuda.grid(1), start_of.size * length, cuda.gridsize(1)):
         member = i // length

@@ -54,6 +54,7 @@ def matrices(form):
     full[:, shape_on_cuda.places(form.shape)] = packed
     full, tile = full.reshape(form.tiles, size, size), np.arange(size) % form.shape.tiles
     full = np.where(tile[:, None] <= tile, full, full.swapaxes(1, 2))
+    full = 0.5 * (full + full.swapaxes(1, 2))  # entries that are held twice differ by rounding
     r = len(form.span.sigma)
     return full[:, :r, :r] * np.outer(form.span.sigma, form.span.sigma)
 
