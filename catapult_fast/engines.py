@@ -2,8 +2,8 @@
 
 An engine is a module with four functions: ``start(sweep, members) -> state``, judged at step 0;
 ``advance(state, t0, t1)``, a step window, which says whether any member still trains;
-``observe(state, names, step) -> dict`` of (B,) arrays; ``bytes_per_member(sweep)``, in the host's memory. Two more plan:
-``block_members(sweep)`` says how many to advance together, ``work_per_step(sweep)`` foretells times.
+``observe(state, names, step) -> dict`` of (B,) arrays; ``bytes_per_member(sweep)``, of the host's memory.
+Two more plan: ``block_members(sweep)`` says how many to advance together, ``work_per_step(sweep)`` foretells times.
 Where ``traces(sweep)`` holds, a step window keeps all its records and may be longer than the distance
 of two; ``traced(state)`` returns them, (B, records) each. The planning functions raise
 `BackendUnavailable` for a sweep that the engine cannot run, and need no device.

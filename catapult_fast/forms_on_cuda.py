@@ -45,7 +45,7 @@ def form_of(sweep: Sweep, span: Span) -> type[Form]:
     """
     why = _beyond_blocks(sweep, span)
     if why is not None:
-        raise BackendUnavailable(f'backend = "cuda" has no form for {why} in this version; backend = "cpu" has')
+        raise BackendUnavailable(f'backend = "cuda" has no form for {why} in this version; backend = "cupy" has one')
     if _shape(sweep, span) is None:
         raise BackendUnavailable(
             f'backend = "cuda" has no form for {len(span.sigma)} data directions in {sweep.dtype} in this version, '

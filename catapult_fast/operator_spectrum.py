@@ -73,7 +73,7 @@ def _converter(model: Any, device: bool) -> Callable[[Any], Any]:
     if library == "torch":
         import torch  # type: ignore[import-not-found,unused-ignore]
 
-        return torch.from_dlpack if device else torch.from_numpy  # type: ignore[no-any-return,unused-ignore]
+        return torch.from_dlpack if device else torch.from_numpy  # type: ignore[no-any-return,attr-defined,unused-ignore]
     if library in ("jax", "jaxlib"):
         import jax  # type: ignore[import-not-found,unused-ignore]
 
