@@ -54,6 +54,13 @@ def test_one_step_from_one_state(y, dtype):
             assert np.all(abs(getattr(device, name) - getattr(cpu, name)) <= 4 * eps * size), name
 
 
+def test_without_a_target_w_is_the_product():
+    """As on the CPU: what the start says of w, rounded otherwise, is not gone on from."""
+    state, limits = begin(0.0, np.float64)
+    state.w[:] *= 1.001
+    assert_alike(*on_both(state, limits, (0, 2)), 1e-14)
+
+
 @REAL
 @TARGET
 def test_whole_runs(y, dtype):
