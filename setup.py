@@ -18,6 +18,7 @@ EXTRAS = {
         "cupy-cuda13x[ctk]>=14,<15",
         "cuda-toolkit==13.0.*",
         "cuda-bindings==13.0.*",
+        "nvidia-nvjitlink==13.0.*",
         "numpy<2.5",
     ],
 }

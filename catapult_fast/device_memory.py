@@ -50,7 +50,7 @@ def pooled_manager(cuda: Any, cupy: Any) -> Any:
             with cupy.cuda.Device(self.context.device.id):
                 block = cupy.get_default_memory_pool().malloc(size)
             held = [block]  # CuPy's pointer gives its memory back when it is dropped
-            pointer = ctypes.c_uint64(int(block.ptr))
+            pointer = ctypes.c_void_p(int(block.ptr))
             return cuda.MemoryPointer(self.context, pointer, size, finalizer=held.clear)
 
         def get_memory_info(self) -> Any:

@@ -12,12 +12,24 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar
 
 from catapult_fast.device_errors import told
 
-__all__ = ["availability", "guarded", "number", "present", "reason", "set_rank"]
+__all__ = [
+    "availability",
+    "device_name",
+    "driver",
+    "guarded",
+    "number",
+    "present",
+    "reason",
+    "set_rank",
+    "use",
+    "versions_of",
+]
 
 _T = TypeVar("_T")
 
@@ -207,6 +219,34 @@ def availability(backend: str) -> str:
     found = driver()
     assert found is not None
     return f"available ({package}, device {number()} of {found.devices}); only taken by name: not measured yet"
+
+
+def versions_of(backend: str) -> dict[str, str]:
+    """Versions of the library of a back end, where it is installed."""
+    names = ("numba-cuda",) if backend == "cuda" else tuple(f"cupy-cuda{n}x" for n in (12, 13))
+    found = {}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def device_name(backend: str) -> str | None:
+    """Name of the process's device; None where the process computes on none, as the client of a cluster."""
+    if backend == "cuda" and simulated():
+        return "Numba's simulator"
+    if backend not in _found_usable:
+        return None
+    use(backend)
+    if backend == "cuda":
+        from numba import cuda
+
+        name = cuda.get_current_device().name
+    else:
+        import cupy
+
+        name = cupy.cuda.runtime.getDeviceProperties(number())["name"]
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 # --- which device ----------------------------------------------------------------------------

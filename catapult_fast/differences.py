@@ -33,7 +33,7 @@ def check_same_maker(path: Path, attrs: Mapping[str, Any], backend: str) -> None
     from catapult_fast.machine import provenance
 
     there = json.loads(attrs["provenance_json"]).get("versions", {})
-    here = provenance()["versions"]
+    here = provenance(backend)["versions"]
     ours, theirs = here["catapult_fast"], there.get("catapult_fast", here["catapult_fast"])
     found = [f"catapult_fast: version {ours} here, {theirs} in the file"] if ours != theirs else []
     if attrs["backend"] != backend:

@@ -23,8 +23,8 @@ def one_blas_thread() -> Any:
     return threadpool_limits(1, user_api="blas")
 
 
-def provenance() -> dict[str, Any]:
-    """Versions and machine."""
+def provenance(backend: str = "cpu") -> dict[str, Any]:
+    """Versions and machine; what a device back end adds to them, too."""
     import h5py
     import numba
     from threadpoolctl import threadpool_info
@@ -38,8 +38,15 @@ def provenance() -> dict[str, Any]:
         "h5py": h5py.__version__,
     }
     blas = [f"{i.get('internal_api')} {i.get('version')} {i.get('architecture')}" for i in threadpool_info()]
+    more = {}
+    if backend != "cpu":
+        from catapult_fast.devices import device_name, versions_of
+
+        versions |= versions_of(backend)
+        more = {"device": device_name(backend)}
     return {
         "versions": {"python": platform.python_version(), **versions},
+        **more,
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "blas": blas,

@@ -154,7 +154,7 @@ class Job:
 
     def provenance(self) -> dict[str, Any]:
         """Where, when and with what; nothing of it changes a number."""
-        return provenance() | {
+        return provenance(self.backend) | {
             "seconds": time.time() - self.started,
             "started_unix": self.started,
             "workers": self.workers,

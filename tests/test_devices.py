@@ -211,6 +211,17 @@ def test_the_driver_is_asked_past_any_library(monkeypatch):
     assert devices.driver.__wrapped__() is None
 
 
+def test_what_a_results_file_says_of_the_device(machine):
+    assert devices.device_name("cuda") is None  # not looked for here
+    for backend in ("cuda", "cupy"):
+        assert devices.reason(backend) is None
+    machine.setattr(devices, "use", lambda backend: None)
+    vars(sys.modules["numba.cuda"]).update(get_current_device=lambda: types.SimpleNamespace(name=b"NVIDIA H200"))
+    sys.modules["cupy"].cuda.runtime.getDeviceProperties = lambda number: {"name": b"NVIDIA H200"}
+    assert devices.device_name("cuda") == devices.device_name("cupy") == "NVIDIA H200"
+    assert devices.versions_of("cuda") == {"numba-cuda": "0.30.4"}
+
+
 # --- auto -------------------------------------------------------------------------------------
 
 
@@ -525,6 +536,21 @@ def test_numba_takes_its_memory_from_cupys_pool():
     memory.finalizer()
     assert pool.live == 0
     assert manager.get_memory_info() == (107, 200)
+
+
+def test_the_installed_numba_takes_the_pools_pointers():
+    """Its own class of pointers, which is what arrays and launches go by."""
+    cuda = pytest.importorskip("numba.cuda")
+    if getattr(cuda, "implementation", "Built-in") != "NVIDIA":
+        pytest.skip("numba-cuda is missing")
+    pool = Pool()
+    context = types.SimpleNamespace(device=types.SimpleNamespace(id=0))
+    memory = device_memory.pooled_manager(cuda, fake_libraries(pool)[1])(context=context).memalloc(80)
+    assert (memory.device_pointer_value, memory.device_ctypes_pointer.value, memory.size) == (4096, 4096, 80)
+    view = memory.own()
+    assert pool.live == 80
+    del memory, view
+    assert pool.live == 0
 
 
 def test_the_installed_numba_takes_the_manager():

@@ -36,7 +36,6 @@ UNROLLED = 8  # steps between looks at a counter, a divisor of RULED_BLOCK
 
 # Rows of the numbers of a member: the state's and the peaks', which change, and the rules'.
 W, U, V, PEAK, LATE_PEAK, BOUND, W_TOL, CALM, NEAR = range(9)
-REAL_ROWS = 9
 N_STEPS, PEAK_STEP = range(2)
 FREE, WARY = 1, 2  # bits: the target is 0; every step needs a look
 
@@ -79,6 +78,8 @@ def make(dtype):
             return
         w, u, v, peak, late_peak = real[W, i], real[U, i], real[V, i], real[PEAK, i], real[LATE_PEAK, i]
         peak_step, free, wary = whole[PEAK_STEP, i], (flags[i] & FREE) != 0, (flags[i] & WARY) != 0
+        if free:
+            w = product(u, v)  # the start's w was rounded otherwise
         t, code = t0, NOT_RUN
         while t < t1 and code == NOT_RUN:
             late = t >= t_late

@@ -54,6 +54,13 @@ def test_one_step_from_one_state(y, dtype):
             assert np.all(abs(getattr(device, name) - getattr(cpu, name)) <= 4 * eps * size), name
 
 
+def test_without_a_target_w_is_the_product():
+    """As on the CPU: what the start says of w, rounded otherwise, is not gone on from."""
+    state, limits = begin(0.0, np.float64)
+    state.w[:] *= 1.001
+    assert_alike(*on_both(state, limits, (0, 2)), 1e-14)
+
+
 @REAL
 @TARGET
 def test_whole_runs(y, dtype):
@@ -118,10 +125,13 @@ def test_what_is_negligible_is_swept_at_the_cpus_steps(flat, dtype):
 
 
 def test_divergence_is_seen_also_where_no_peak_is_new():
-    state, limits = begin(0.0, np.float64)
+    """Members that pass the bound at the end of a group and overflow in the next one."""
+    start, same = np.logspace(-20, -15, 32), np.ones(32)
+    state, limits = on_cpu.begin(start, 2 * same, 0 * same, 2.5 * same, 1e4 * same, 2.0, -same, late_from=10**9)
     state.peak[:] = 1e300
     cpu, device = on_both(state, limits, (0, 64))
-    assert (cpu.status == OVER_BOUND).any()
+    assert (cpu.status == OVER_BOUND).all()
+    assert {31, 32, 33} <= set(cpu.n_steps)
     assert_alike(cpu, device, 1e-9)
 
 
@@ -177,6 +187,7 @@ def test_a_sweep_by_status_phase_and_threshold(name):
     cpu = cf.run(sweep, backend="cpu", progress=False)
     device = cf.run(sweep, backend="cuda", workers=2, shard_members=7, progress=False)
     assert device.attrs["backend"] == "cuda"
+    assert '"device": "Numba\'s simulator"' in device.attrs["provenance_json"]
     for field in ("status", "phase", "n_steps", "max_loss_step", "eta", "initial_loss", "initial_ntk_lambda_max"):
         assert_array_equal(getattr(device, field), getattr(cpu, field), err_msg=field)
     rtol = 1e-2 if sweep.dtype == "float32" else 1e-6
