@@ -10,20 +10,17 @@ from numba import cuda
 from catapult_fast.kernels import device
 from catapult_fast.kernels.blocks.on_cuda import NORM_V, OUTSIDE, ROOT_N
 
-_THREADS = 256
-_MOST_BLOCKS = 1 << 14
+_THREADS, _MOST_BLOCKS = (8, 1) if device.SIMULATED else (256, 1 << 14)
 
 
 def grid(count: int) -> tuple[int, int]:
     """Blocks and threads for so many pieces of work; kernels take every so many pieces each."""
-    if device.SIMULATED:
-        return 1, 8
     return max(1, min(_MOST_BLOCKS, -(-count // _THREADS))), _THREADS
 
 
 @device.kernel()
 def spread(starts, start_of, out):
-    """Give every member its start: ``starts`` (starts, length), ``start_of`` (members,), ``out`` (members * length,)."""
+    """Give every member its start: ``starts`` is (starts, length), ``start_of`` (members,), ``out`` flat."""
     length = starts.shape[1]
     for i in range(cuda.grid(1), start_of.size * length, cuda.gridsize(1)):
         member = i // length

@@ -250,10 +250,8 @@ def move_rows(sizes, shared, member, place, a_block, old, new, real):
 def record(sizes, book, trace, window, member, number, step, loss):
     """Running maxima over every step, as `linear.ending_on_cpu.record_loss`; NaN never wins a comparison."""
     members = sizes.members
-    runs = book[at(RUNNING * members + member)] > 0.0
-    if runs or step == 0:  # a start has a loss, whether or not there is a rate to train it with
-        book[at(LOSS * members + member)] = loss
-    if not runs:
+    book[at(LOSS * members + member)] = loss
+    if book[at(RUNNING * members + member)] == 0.0:  # a start has a loss, whether or not there is a rate for it
         return
     if loss - loss == 0.0:
         book[at(LAST_LOSS * members + member)] = loss

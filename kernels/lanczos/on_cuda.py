@@ -160,7 +160,10 @@ def extend(sizes, room, operator, member, place, base, k, scale):
 
 @body
 def multiply(sizes, room, operator, own, row, column, row_part, column_part, x, sums, mirrored):
-    """The patch's parts of ``K (sigma x)``: of its rows, and of its columns unless it lies on the diagonal."""
+    """The patch's parts of ``K (sigma x)``: of its rows, and of its columns unless it lies on the diagonal.
+
+    One on the diagonal holds entries twice, which differ by rounding; its symmetric part is taken.
+    """
     for b in range(sizes.patch):
         x[b], sums[b] = room.scaled[at(column + b * sizes.tiles)], 0.0
     for a in range(sizes.patch):
@@ -169,9 +172,11 @@ def multiply(sizes, room, operator, own, row, column, row_part, column_part, x, 
             entry = np.float64(operator.packed[at(own + (a * sizes.patch + b) * sizes.width)])
             total, sums[b] = fma(entry, x[b], total), fma(entry, factor, sums[b])
         room.parts[at(row_part + a * sizes.span)] = total
-    if mirrored:
-        for b in range(sizes.patch):
+    for b in range(sizes.patch):
+        if mirrored:
             room.parts[at(column_part + b * sizes.span)] = sums[b]
+        else:
+            room.parts[at(row_part + b * sizes.span)] = 0.5 * (room.parts[at(row_part + b * sizes.span)] + sums[b])
 
 
 @body

@@ -54,6 +54,7 @@ def matrices(form):
     full[:, shape_on_cuda.places(form.shape)] = packed
     full, tile = full.reshape(form.tiles, size, size), np.arange(size) % form.shape.tiles
     full = np.where(tile[:, None] <= tile, full, full.swapaxes(1, 2))
+    full = 0.5 * (full + full.swapaxes(1, 2))  # entries that are held twice differ by rounding
     r = len(form.span.sigma)
     return full[:, :r, :r] * np.outer(form.span.sigma, form.span.sigma)
 
@@ -185,6 +186,12 @@ def test_a_state_that_overflows(dtype):
     assert np.max(np.abs(device.n_steps - cpu.n_steps)) <= 1
 
 
+def test_many_threads_for_each_member(monkeypatch):
+    """More threads than rows, and sums in chunks, as a large rank has them."""
+    monkeypatch.setattr(forms_on_cuda, "_shape", lambda sweep, span: shape_on_cuda.Shape(4, 11, 1, 1, keeps=False))
+    assert_same_run(sweep_of(44, kappa=[2.5], steps=5, record=cf.Record(every=5)))
+
+
 def test_accuracy():
     data = cf.load_dataset("gaussian", dim=3, n_train=9)
     sweep = cf.Sweep(
@@ -222,13 +229,15 @@ def test_bits_do_not_depend_on_windows(dtype):
 
 
 def test_a_member_that_ends_keeps_the_state_of_its_last_step():
-    sweep = sweep_of(5, kappa=[8.0, 0.5], steps=12, stop=cf.Stop(diverged=5.0))
+    kappa = [8.0, 8.0, 8.0, 0.5]  # a whole block of threads ends
+    sweep = sweep_of(5, kappa=kappa, steps=12, stop=cf.Stop(diverged=5.0))
     block = started(sweep)
-    linear.advance(block, 0, 12)
+    for t0, t1 in ((0, 8), (8, 12)):
+        linear.advance(block, t0, t1)
     end = int(block.state.n_steps[0, 0])
     assert block.state.status[0, 0] == 3
     assert end < 12
-    free = cf.Sweep(sweep.data, sweep.net, kappa=[8.0, 0.5], steps=12, stop=cf.Stop(diverged=None), record=sweep.record)
+    free = cf.Sweep(sweep.data, sweep.net, kappa=kappa, steps=12, stop=cf.Stop(diverged=None), record=sweep.record)
     other = started(free)
     linear.advance(other, 0, end)
     np.testing.assert_array_equal(fitted(block.form)[0], fitted(other.form)[0])
@@ -303,6 +312,18 @@ def test_a_crossed_eigenvector_is_found():
         np.testing.assert_allclose(found(), values[-1], rtol=1e-10)
 
 
+def test_a_tolerance_that_is_not_met(monkeypatch):
+    """The last Ritz pair comes back with its residual."""
+    monkeypatch.setattr(lanczos, "MAX_BASIS", 2)
+    monkeypatch.setattr(lanczos, "MAX_CYCLES", 2)
+    sweep = sweep_of(12, kappa=[0.5], steps=4)
+    form = started(sweep).form
+    form.place_ritz(np.zeros(12), np.arange(1), np.zeros(1, np.intp))
+    form.ntk(np.ones((1, 1)), thorough=True)
+    first = linear.initial_of(sweep, 64, 0)
+    assert 1e-8 * form.value[0, 0] < form.residual[0, 0] < form.value[0, 0] < first.ntk
+
+
 def test_nobody_is_wanted():
     form = started(sweep_of(3, kappa=[0.5])).form
     before = form.value.copy()
@@ -347,3 +368,6 @@ def test_plans():
     assert kind.block_members(sweep, span, 0) * kind.bytes_per_member(sweep, span, 0) <= 4 << 30
     assert kind.work_per_step(sweep, span) < forms.LaneBlocks.work_per_step(sweep, span)
     assert len(on_cuda.NAMES) == on_cuda.NUMBERS
+    for r in (1, 5, 24):  # where shared memory bounds the members of a block
+        shape = shape_on_cuda.shape_of(r, 8)
+        assert shape_on_cuda.shared_bytes(shape, 8) <= 48 << 10
