@@ -14,6 +14,15 @@ def to_host(array: Any) -> np.ndarray:
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
+def for_numba(array: Any) -> Any:
+    """An array as Numba's kernels take it, without waiting for what still works on it: one stream serves both."""
+    if isinstance(array, np.ndarray):
+        return array
+    from numba import cuda
+
+    return cuda.from_cuda_array_interface(array.__cuda_array_interface__, owner=array, sync=False)
+
+
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     r"""Make one kernel of a function of (xp, \*arrays) on a device; elsewhere leave it as it is.
 

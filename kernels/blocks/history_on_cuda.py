@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda, float32, float64
 
+from catapult_fast.kernels.arrays import for_numba
 from catapult_fast.kernels.blocks.formula import coefficients, pair_weights
 from catapult_fast.kernels.compile import body
 from catapult_fast.kernels.device import kernel
@@ -273,32 +274,49 @@ def make_update(r: int, group: int, dtype: str) -> Any:
     return update
 
 
-def view(array: Any) -> Any:
-    """An array of CuPy's as one of Numba's, without waiting for what still works on it: both use one stream."""
-    if isinstance(array, np.ndarray):
-        return array
-    return cuda.from_cuda_array_interface(array.__cuda_array_interface__, owner=array, sync=False)
-
-
 def add_pairs(history: Any, x: Any, count: int, product: Any) -> None:
     """Add what the first ``count`` pairs of a `history_on_cupy.History` give to C x, x (B, r), to ``product``."""
     (members, r), (_, _, group, _) = x.shape, history.rows.shape
-    rows, factors = (view(array.reshape(-1)) for array in (history.rows, history.factors))
-    others = (view(array) for array in (x, history.problem.spectrum, history.target, product))
+    rows, factors = (for_numba(array.reshape(-1)) for array in (history.rows, history.factors))
+    others = (for_numba(array) for array in (x, history.problem.spectrum, history.target, product))
     make(r, group, np.dtype(x.dtype).name)[members, shape_of(r).threads](rows, factors, count, *others)
+
+
+class Arrays(NamedTuple):
+    """Of a panel, as the update takes them: they stay in place, so they are looked at once."""
+
+    history: tuple[Any, Any]  # rows and factors
+    vectors: tuple[Any, Any]  # rho and F
+    data: tuple[Any, Any, Any]  # spectrum, target, and the spectrum in float64
+    norms: tuple[Any, Any, Any]  # A, |u/sigma|^2, and the rates
+    scale: Any  # sqrt(n_eff)
+    sums: tuple[Any, Any, Any]
+
+
+def arrays_of(panel: Any) -> Arrays:
+    """Look at the arrays of an `on_cupy.BlocksPanel`."""
+    history, members, problem = panel.pairs, panel.members, panel.problem
+
+    def views(*arrays: Any) -> Any:
+        return tuple(for_numba(array) for array in arrays)
+
+    return Arrays(
+        views(history.rows.reshape(-1), history.factors.reshape(-1)),
+        views(panel.rho, panel.fitted),
+        views(problem.spectrum, history.target, problem.wide_spectrum),
+        views(members.norm_v, members.norm_u, members.eta),
+        for_numba(members.root_n),
+        views(panel.squares, panel.gradient, panel.flaw),
+    )
 
 
 def advance(panel: Any, place: int, multiplier: float, active: Any, product: Any) -> None:
     """Update the active members of an `on_cupy.BlocksPanel`, whose matrices give ``product`` (B, r) for rho."""
-    history, members, problem = panel.pairs, panel.members, panel.problem
-    (count, r), (_, _, group, _) = panel.rho.shape, history.rows.shape
-    arrays = (
-        history.rows.reshape(-1), history.factors.reshape(-1), active, panel.rho, panel.fitted, product,
-        problem.spectrum, history.target, problem.wide_spectrum, members.norm_v, members.norm_u, members.eta,
-        members.root_n, panel.squares, panel.gradient, panel.flaw,
-    )  # fmt: skip
-    rows, factors, *others = (view(array) for array in arrays)
-    kernel_of_panel = make_update(r, group, np.dtype(panel.rho.dtype).name)
-    kernel_of_panel[count, shape_of(r).threads](
-        rows, factors, place, *others[:10], multiplier, *others[10:]
+    if panel.arrays is None:
+        panel.arrays = arrays_of(panel)
+    of, (members, r) = panel.arrays, panel.rho.shape
+    update = make_update(r, panel.pairs.rows.shape[2], np.dtype(panel.rho.dtype).name)
+    update[members, shape_of(r).threads](
+        *of.history, place, for_numba(active), *of.vectors, for_numba(product), *of.data, *of.norms, multiplier,
+        of.scale, *of.sums,
     )  # fmt: skip

@@ -88,6 +88,7 @@ class BlocksPanel(Panel):
         groups = 1 if self._folds() else -(-steps // GROUP)
         self.pairs = History(xp, problem, self.size, groups, one_pass=one_pass)
         self.used = 0
+        self.arrays: Any = None  # as a kernel of Numba's takes them
         # Of the state: |rho|^2, sum s rho^2, and a sum that is 0 where all numbers are finite.
         self.squares, self.gradient, self.flaw = self._sums()
 

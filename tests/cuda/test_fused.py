@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import re
+import types
 
 import numpy as np
 import pytest
@@ -96,3 +97,18 @@ def test_one_kernel(name, dtype):
     if dtype is np.float32 and not wide and "wf" not in given:
         # Numbers of the body are constants, cast before they are used; a variable would widen everything.
         assert not re.search(r"(?<!const )double v", kernel.operation)
+
+
+def test_numba_takes_an_array_without_waiting(monkeypatch):
+    """Numba would wait for CuPy's stream at every launch, though both work in the same one."""
+    from numba import cuda
+
+    from catapult_fast.kernels.arrays import for_numba
+
+    what = {"shape": (3,), "typestr": "<f8", "data": (1 << 20, False), "version": 3, "stream": 1}
+    array, taken = types.SimpleNamespace(__cuda_array_interface__=what), []
+    monkeypatch.setattr(cuda, "from_cuda_array_interface", lambda *given, **how: taken.append((given, how)))
+    for_numba(array)
+    assert taken == [((what,), {"owner": array, "sync": False})]
+    plain = np.ones(3)
+    assert for_numba(plain) is plain
