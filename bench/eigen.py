@@ -131,7 +131,7 @@ def ratio(row: Row, best: Row | None) -> float | None:
 def eig(name: str, backend: str, limits: Limits) -> Result:
     """One size: values of everybody against NumPy's, then the times."""
     if backend not in ("auto", "cpu"):
-        raise BackendUnavailable(f"top_eig is not built for {backend} yet; use --backend cpu")
+        raise BackendUnavailable(f"the cases eig are those of a CPU; the ones of {backend} begin with device-eig")
     size = SIZES[name]
     matrices = problem(size)
     true = np.linalg.eigvalsh(matrices)[:, -1]

@@ -188,8 +188,8 @@ def test_a_state_that_overflows(dtype):
 
 def test_many_threads_for_each_member(monkeypatch):
     """More threads than rows, and sums in chunks, as a large rank has them."""
-    monkeypatch.setattr(forms_on_cuda, "_shape", lambda sweep, span: shape_on_cuda.Shape(4, 9, 1, 1, keeps=False))
-    assert_same_run(sweep_of(36, kappa=[2.5], steps=10, record=cf.Record(every=10)))
+    monkeypatch.setattr(forms_on_cuda, "_shape", lambda sweep, span: shape_on_cuda.Shape(4, 11, 1, 1, keeps=False))
+    assert_same_run(sweep_of(44, kappa=[2.5], steps=5, record=cf.Record(every=5)))
 
 
 def test_accuracy():
