@@ -52,7 +52,7 @@ def test_single_precision_updates_in_single_precision():
         built_step(shape_on_cuda.Shape(patch, 5, 1, 1), np.float32, (9, 0)) for patch in (4, 8)
     )  # fmt: skip
     assert abs(len(float64_lines(large.ptx)) - len(float64_lines(small.ptx))) < 64 - 16  # loops are unrolled otherwise
-    assert large.ptx.count("fma.rn.f32") >= 4 * 64
+    assert large.ptx.count("fma.rn.f32") >= 4 * 64 - 16  # the first term of each sum is a product
 
 
 @pytest.mark.parametrize("r", [1, 16, 64, 128])

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 
 import catapult_fast as cf
-from catapult_fast import devices, linear
+from catapult_fast import linear
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(devices.reason("cuda") is not None, reason=str(devices.reason("cuda"))),
-]
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def device(on_device):
+    on_device("cuda")
+
 
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
