@@ -32,5 +32,5 @@ def test_a_sweep_that_no_form_holds():
     sweep = cf.Sweep(
         cf.load_dataset("gaussian", dim=3, n_train=4), cf.TwoLayerLinear(64), kappa=[1.0], training=MINIBATCHES, steps=2
     )
-    with pytest.raises(cf.BackendUnavailable, match=r'backend = "cuda".*backend = "cpu"'):
+    with pytest.raises(cf.BackendUnavailable, match=r'backend = "cuda".*backend = "cupy"'):
         cf.run(sweep, backend="cuda", progress=False)
