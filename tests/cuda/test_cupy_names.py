@@ -32,9 +32,13 @@ def calls(file):
             yield chain(node.func), node
 
 
+# Functions that take any keyword, and hand it on to others.
+HANDED_ON = {"fuse": {"kernel_name"}}
+
+
 def keywords(function):
     try:
-        return set(inspect.signature(function).parameters)
+        return set(inspect.signature(function).parameters) | HANDED_ON.get(function.__name__, set())
     except ValueError:  # compiled, and silent about it
         return set()
 

@@ -30,7 +30,12 @@ def perform(name, backend="cuda"):
     return found[-1]
 
 
-@pytest.mark.parametrize("name", LINEAR)
+def mostly_long(names, *short):
+    """All of them; those that take seconds in the simulator and differ by size alone in the long suite only."""
+    return [name if name in short else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
+@pytest.mark.parametrize("name", mostly_long(LINEAR, "device-r16"))
 def test_a_case_on_the_device(name):
     result = perform(name).result
     ours, *others = result.rows
@@ -45,7 +50,7 @@ def test_a_case_on_the_device(name):
     assert {"shares", "clocks", "seconds"} <= set(result.figures)
 
 
-@pytest.mark.parametrize("name", device_eigen.SIZES)
+@pytest.mark.parametrize("name", mostly_long(device_eigen.SIZES, "device-eig-64"))
 def test_eigenvalues_of_matrices_on_the_device(name):
     result = perform(name).result
     assert [row.name for row in result.rows[:4]] == list(device_eigen._OURS)

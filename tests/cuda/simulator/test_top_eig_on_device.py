@@ -111,7 +111,10 @@ def gallery(n, dtype, power=0):
 # --- the gallery -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
+LONG = pytest.mark.long  # seconds each in the simulator, and much like their neighbours
+
+
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=LONG), 3, pytest.param(5, marks=LONG), 8])
 def test_every_spectrum(n, method):
     queries = {"teams": QUERIES, "streamed": QUERIES if n < 4 else QUERIES[:1]}  # the simulator takes a second each
     for which, k in queries[method]:
@@ -123,7 +126,7 @@ def test_every_spectrum_in_float32(n, method, with_all_methods):
     check(*gallery(n, np.float32), "largest", None)
 
 
-@pytest.mark.parametrize("power", [-498, 498])
+@pytest.mark.parametrize("power", [-498, pytest.param(498, marks=LONG)])
 def test_every_spectrum_at_every_scale(power, method):
     check(*gallery(3, np.float64, power), "both", None, power)
 
