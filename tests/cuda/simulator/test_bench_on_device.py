@@ -131,7 +131,7 @@ def test_the_kernel_of_multiply_adds(real):
 
 
 def test_everything_that_a_device_is_asked_for(tmp_path):
-    """The script of a session on a GPU, with one case in a process of its own."""
+    """The script for a machine with a GPU, with one case in a process of its own."""
     script = Path(__file__).parents[3] / "bench" / "on_device.sh"
     environment = os.environ | {"PYTHON": sys.executable}
     command = ["bash", str(script), str(tmp_path / "out"), "device-one-sample"]
