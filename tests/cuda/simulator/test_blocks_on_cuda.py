@@ -118,7 +118,7 @@ def assert_same_run(sweep, tolerance=1e7):
 
 
 @DTYPES
-@pytest.mark.parametrize("r", [1, 3, 8, 13])
+@pytest.mark.parametrize("r", [1, 3, 8, pytest.param(13, marks=pytest.mark.long)])
 def test_same_run(r, dtype):
     """Lazy, catapult and divergent members, and one with rate 0."""
     stop = cf.Stop() if dtype == "float64" else cf.Stop(converged=None)
@@ -128,7 +128,7 @@ def test_same_run(r, dtype):
         assert set(device.phase.ravel()) >= {0, 1, 3}
 
 
-@pytest.mark.parametrize("every", [0, 1, 3])
+@pytest.mark.parametrize("every", [0, pytest.param(1, marks=pytest.mark.long), 3])
 def test_same_run_with_other_records(every):
     """With a schedule; without the tangent kernel a window keeps all records of the loss."""
     training = cf.GradientDescent(schedule=np.linspace(0.5, 1.1, 12))

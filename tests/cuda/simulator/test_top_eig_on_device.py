@@ -116,8 +116,7 @@ LONG = pytest.mark.long  # seconds each in the simulator, and much like their ne
 
 @pytest.mark.parametrize("n", [1, pytest.param(2, marks=LONG), 3, pytest.param(5, marks=LONG), 8])
 def test_every_spectrum(n, method):
-    queries = {"teams": QUERIES, "streamed": QUERIES if n < 4 else QUERIES[:1]}  # the simulator takes a second each
-    for which, k in queries[method]:
+    for which, k in QUERIES if n < 3 or method == "teams" else QUERIES[:1]:  # the simulator takes a second each
         check(*gallery(n, np.float64), which, k)
 
 
@@ -138,7 +137,7 @@ def test_slabs_and_groups(method):
     check(a[10:12], lam[10:12], "smallest", 1)
 
 
-@pytest.mark.parametrize("n", [4, 7])
+@pytest.mark.parametrize("n", [pytest.param(4, marks=LONG), 7])
 def test_it_agrees_with_the_cpu(n, method, monkeypatch):
     monkeypatch.setattr(krylov_on_cuda, "THREADS", 16)  # two columns of a product, the last beyond the matrix
     a = wishart(5, n)
@@ -153,7 +152,7 @@ def test_it_agrees_with_the_cpu(n, method, monkeypatch):
 # --- bits, batches, arrays -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"k": 2}, {"which": "both", "certify": False}])
+@pytest.mark.parametrize("options", [{"k": 2}, pytest.param({"which": "both", "certify": False}, marks=LONG)])
 def test_bits_do_not_depend_on_the_batch(options, method):
     a = wishart(5, 6)
     a[1] = np.nan
