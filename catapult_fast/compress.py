@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from catapult_fast.data import Dataset
 
-__all__ = ["HeldOut", "Span", "compress", "compress_test"]
+__all__ = ["HeldOut", "Span", "compress", "compress_test", "normalizer"]
 
 Array = NDArray[np.float64]
 
@@ -38,7 +38,8 @@ class HeldOut(NamedTuple):
     offset: float
 
 
-def _normalizer(data: Dataset, loss_normalization: str, samples: int) -> float:
+def normalizer(data: Dataset, loss_normalization: str, samples: int) -> float:
+    """What the loss of so many samples is divided by (twice that, for a squared error)."""
     return float(samples * (data.k if loss_normalization == "sample_output" else 1))
 
 
@@ -58,7 +59,7 @@ def compress(data: Dataset, loss_normalization: str = "sample") -> Span:
 
 
 def _compress(data: Dataset, loss_normalization: str) -> Span:
-    norm = _normalizer(data, loss_normalization, data.m)
+    norm = normalizer(data, loss_normalization, data.m)
     phi, sigma, qt = np.linalg.svd(data.X / np.sqrt(norm), full_matrices=False)
     r = max(1, _numerical_rank(sigma, data.X.shape, sigma[0]))
     phi, sigma, q = phi[:, :r], sigma[:r], qt[:r].T
@@ -82,7 +83,7 @@ def compress_test(data: Dataset, span: Span, loss_normalization: str = "sample")
 def _compress_test(data: Dataset, span: Span, loss_normalization: str) -> HeldOut:
     X, targets = data.X_test, data.test_targets
     assert targets is not None
-    norm = _normalizer(data, loss_normalization, len(X))
+    norm = normalizer(data, loss_normalization, len(X))
     inside = X @ span.directions
     _, singular_values, vt = np.linalg.svd(X - inside @ span.directions.T, full_matrices=False)
     scale = max(float(np.linalg.norm(X)), float(np.finfo(np.float64).tiny))

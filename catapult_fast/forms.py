@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catapult_fast.compress import Span
+from catapult_fast.compress import Span, normalizer
 from catapult_fast.kernels import simd
 from catapult_fast.kernels.blocks import columns_on_cpu, lanes_on_cpu
 from catapult_fast.kernels.blocks import on_cpu as blocks_kernel
@@ -32,7 +32,10 @@ from catapult_fast.planning import RATE
 from catapult_fast.starts import Start, minibatch_order
 from catapult_fast.sweep import Sweep
 
-__all__ = ["ColumnBlocks", "Form", "LaneBlocks", "Root", "SharedColumns", "form_of", "tolerance_of", "wants_sharpness"]
+__all__ = [
+    "ColumnBlocks", "Form", "LaneBlocks", "Root", "SharedColumns", "form_of", "inverse", "late_after", "rules_of",
+    "tolerance_of", "wants_sharpness",
+]  # fmt: skip
 
 LANES = simd.LANES
 NO_TRACE = Trace(simd.zeros((0, 0), np.float64), 0, 0)
@@ -104,6 +107,28 @@ def tolerance_of(sweep: Sweep, span: Span) -> float:
     if relative is None or training.batch_size is not None or training.weight_decay > 0.0:
         return -1.0
     return relative * (1.0 + float(np.linalg.norm(span.target * span.sigma)))
+
+
+def late_after(sweep: Sweep) -> int:
+    """Late steps, those of the late maximum of the loss, are t > this."""
+    return 9 * sweep.steps // 10
+
+
+def rules_of(sweep: Sweep, span: Span) -> dict[str, Any]:
+    """Numbers of a problem on the root that are the same for every back end."""
+    data, training = sweep.data, sweep.training
+    batch = training.batch_size or data.m
+    return {
+        "offset": span.offset,
+        "sample_weight": 1.0 / normalizer(data, sweep.loss_normalization, data.m),
+        "batch_weight": 1.0 / normalizer(data, sweep.loss_normalization, batch),
+        "cross_entropy": sweep.loss == "cross_entropy",
+        "momentum": training.momentum,
+        "weight_decay": training.weight_decay,
+        "gradient_tolerance": tolerance_of(sweep, span),
+        "curvature_tolerance": CURVATURE_TOLERANCE[sweep.dtype],
+        "late": late_after(sweep),
+    }
 
 
 def inverse(spectrum: Array) -> Array:
@@ -277,27 +302,18 @@ class Root(Form):
         self.curvature.ritz[tile, :, lane] = vector
 
     def _problem(self) -> root.Problem:
-        sweep, span, data, training = self.sweep, self.span, self.sweep.data, self.sweep.training
+        span, data = self.span, self.sweep.data
         spectrum = span.sigma**2
-        outputs = data.k if sweep.loss_normalization == "sample_output" else 1
         return root.Problem(
             spectrum=spectrum,
             wide_spectrum=simd.repeat(spectrum),
             sigma=span.sigma,
             inverse=inverse(spectrum),
             target=span.target,
-            offset=span.offset,
             features=span.features,
             labels=np.array(data.targets, order="C"),
-            sample_weight=1.0 / (data.m * outputs),
-            batch_weight=1.0 / ((training.batch_size or data.m) * outputs),
-            cross_entropy=sweep.loss == "cross_entropy",
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            gradient_tolerance=tolerance_of(sweep, span),
-            curvature_tolerance=CURVATURE_TOLERANCE[sweep.dtype],
             dimension=len(spectrum),
-            late=9 * sweep.steps // 10,
+            **rules_of(self.sweep, span),
         )
 
     @classmethod
@@ -377,7 +393,7 @@ class LaneBlocks(Form):
             cross_entropy=False,
             gradient_tolerance=tolerance_of(self.sweep, self.span),
             curvature_tolerance=CURVATURE_TOLERANCE[self.sweep.dtype],
-            late=9 * self.sweep.steps // 10,
+            late=late_after(self.sweep),
         )
         fresh = self._vectors(self._pad(start_vector(r)))
         self.state = self._allocate(tiles, len(fresh), dtype)

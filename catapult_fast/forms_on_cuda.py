@@ -190,7 +190,7 @@ class DeviceBlocks(Form):
     def _train(self, t1: int, trace: Trace) -> bool:
         here, tolerance = self._device(), self.problem.gradient_tolerance
         window = on_cuda.Window(
-            t1, trace.every if trace.loss.shape[1] else 0, trace.before, 9 * self.sweep.steps // 10,
+            t1, trace.every if trace.loss.shape[1] else 0, trace.before, forms.late_after(self.sweep),
             self.problem.offset, tolerance * abs(tolerance),
         )  # fmt: skip
         here.numbers.copy_to_device(self.numbers)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from catapult_fast import devices, forms
 from catapult_fast.compress import Span
-from catapult_fast.forms import NO_TRACE, Array, Form, Places, tolerance_of, wants_sharpness
+from catapult_fast.forms import NO_TRACE, Array, Form, Places, wants_sharpness
 from catapult_fast.kernels.arrays import to_host
 from catapult_fast.kernels.blocks import history_on_cupy
 from catapult_fast.kernels.blocks import on_cupy as blocks
@@ -28,7 +28,6 @@ from catapult_fast.kernels.linear.ending_on_cpu import Trace
 from catapult_fast.kernels.linear.members_on_cupy import NUMBERS
 from catapult_fast.kernels.linear.observe_on_cpu import HeldOutData
 from catapult_fast.kernels.linear.state import rows_of
-from catapult_fast.layout import CURVATURE_TOLERANCE
 from catapult_fast.planning import RATE
 from catapult_fast.starts import Start, minibatch_order
 from catapult_fast.sweep import Sweep
@@ -115,28 +114,19 @@ class PanelForm(Form):
         return np.zeros(self.state.loss.shape)
 
     def _problem(self, dtype: np.dtype[Any]) -> panel_on_cupy.Problem:
-        sweep, span, data, training, xp = self.sweep, self.span, self.sweep.data, self.sweep.training, self.xp
+        sweep, span, data, xp = self.sweep, self.span, self.sweep.data, self.xp
         spectrum = span.sigma**2
-        outputs = data.k if sweep.loss_normalization == "sample_output" else 1
         return panel_on_cupy.Problem(
             spectrum=xp.asarray(spectrum.astype(dtype)),
             wide_spectrum=xp.asarray(spectrum),
             sigma=xp.asarray(span.sigma),
             inverse=xp.asarray(forms.inverse(spectrum)),
             target=xp.asarray(span.target.astype(dtype)),
-            offset=span.offset,
             features=xp.asarray(span.features.astype(dtype)),
             labels=xp.asarray(data.targets.astype(dtype)),
-            sample_weight=1.0 / (data.m * outputs),
-            batch_weight=1.0 / ((training.batch_size or data.m) * outputs),
-            cross_entropy=sweep.loss == "cross_entropy",
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            gradient_tolerance=tolerance_of(sweep, span),
-            curvature_tolerance=CURVATURE_TOLERANCE[sweep.dtype],
-            late=9 * sweep.steps // 10,
             fresh=xp.asarray(start_vector(len(spectrum))),
             fresh_of_outputs=xp.asarray(start_vector(data.k)),
+            **forms.rules_of(sweep, span),
         )
 
     # --- placing members -----------------------------------------------------------------------

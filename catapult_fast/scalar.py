@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catapult_fast.forms import tolerance_of, wants_sharpness
+from catapult_fast.forms import late_after, tolerance_of, wants_sharpness
 from catapult_fast.kernels.one_sample import on_cpu
 from catapult_fast.kernels.outcome import CONVERGED, NO_RATE, NOT_FINITE, NOT_RUN
 from catapult_fast.linear import initial_of, rates_of, span_of
@@ -78,7 +78,7 @@ def start(
     still = (eta * ntk < _STILL) & (eta * np.abs(f0 - target) / np.sqrt(n_eff) < _STILL)
     tolerance = tolerance_of(sweep, span) / span.sigma[0]
     w_tol = np.where(still | (tolerance < 0), -1.0, eta * tolerance / np.sqrt(n_eff))
-    late_from = 9 * sweep.steps // 10 + 1
+    late_from = late_after(sweep) + 1
     diverged = np.inf if sweep.stop.diverged is None else sweep.stop.diverged
     state, limits = on_cpu.begin(
         f0, ntk, target, eta, n_eff, diverged, w_tol, late_from=late_from, dtype=np.dtype(sweep.dtype)
